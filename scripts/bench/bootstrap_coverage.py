@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from mllm.metrics import scoring
 from mllm.metrics.classification import Accuracy
 from mllm.metrics.numbers import MAE
 from mllm.metrics.scoring import Series
@@ -51,7 +52,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--groups", action="store_true", help="draw groups of patients, as for many answers")
     args = parser.parse_args()
+    if args.groups:
+        scoring.FEW = 100
     outside = False
     for name, (simulate, true) in SIMULATIONS.items():
         rng = np.random.default_rng(0)

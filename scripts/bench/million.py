@@ -1,7 +1,10 @@
-"""Benchmark of metrics over a million predictions: seconds and memory of adding them, and of the intervals by patient.
+"""Benchmark of the evaluation of a million predictions: CPU seconds and memory of each step, and of each metric.
 
-Predictions are generated one by one and read by each streaming metric in a process of its own. README.md has the
-figures.
+    python scripts/bench/million.py
+    python scripts/bench/million.py --alone --metrics accuracy mae auroc
+
+Predictions are generated, and scored, written, shown and compared in a process of its own for each number of rows.
+With `--alone` each metric reads them one by one in a process of its own. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -11,19 +14,29 @@ import json
 import random
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
 import psutil
 from interleaved import in_fresh_process, machine
 
+from mllm.engine.evaluation import score_split
+from mllm.engine.strata import Column, stratified
+from mllm.engine.unfinished import UnfinishedPredictions
+from mllm.files import json_line, write_json
 from mllm.metrics.base import content_read
 from mllm.metrics.bootstrap import RESAMPLES
 from mllm.metrics.scoring import Series, is_streaming
+from mllm.predict.metrics import find_metrics
+from mllm.predict.writer import write_predictions
 from mllm.registry import METRICS
+from mllm.report.compare import compare
+from mllm.report.run.page import write_report
 from mllm.structures import Answer, Mark
 
 CLASSES = ("no finding", "edema", "pneumonia", "effusion")
@@ -73,50 +86,102 @@ def answers(name: str, rows: int, patient: int) -> Iterator[tuple[Answer, Answer
         yield prediction, Answer(text=true, marks=marks[0], group=group, options=options)
 
 
-def work(name: str, rows: int, patient: int, resamples: int) -> dict[str, float]:
-    """Add all answers to a metric and compute its intervals; return CPU seconds and bytes."""
+def alone(name: str, rows: int, patient: int, resamples: int) -> dict[str, float]:
+    """Add all answers to a metric and compute its intervals; return CPU seconds and megabytes."""
     series = Series(METRICS.find(name))
     for pair in answers(name, 200, patient):  # imports
         series.add(*pair)
     series.result(2)
-    series, process = Series(METRICS.find(name)), psutil.Process()
+    series, memory = Series(METRICS.find(name)), psutil.Process().memory_info().rss
     start = time.process_time()
     for _ in answers(name, rows, patient):
         pass
-    generated, memory = time.process_time() - start, process.memory_info().rss
+    generated = time.process_time() - start
     start = time.process_time()
     for pair in answers(name, rows, patient):
         series.add(*pair)
-    added, kept = time.process_time() - start - generated, process.memory_info().rss - memory
+    added, kept = time.process_time() - start - generated, psutil.Process().memory_info().rss - memory
     start = time.process_time()
     series.result(resamples)
-    seconds = time.process_time() - start
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory - kept
-    return {"add": added, "kept": kept / rows, "intervals": seconds, "peak": peak}
+    return {"add": added, "kept": kept / 1e6, "intervals": time.process_time() - start, "peak": peak(memory)}
+
+
+def peak(memory: int) -> float:
+    """Return the growth of the largest memory of this process in megabytes."""
+    return max(0.0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1e6
+
+
+class Split:
+    """Rows of a split, which have answers already."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+def whole(names: Sequence[str], rows: int, patient: int) -> dict[str, list[float]]:
+    """Score, write, show and compare predictions; return CPU seconds and megabytes after each step."""
+    result: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "predictions.unfinished-0.jsonl").open("w") as file:
+            for number, (prediction, reference) in enumerate(answers(names[0], rows, patient)):
+                row = {"source": f"rows.jsonl, line {number + 1}", "patient": reference.group, "question": "Which one?"}
+                row |= {"reference": reference.text, "prediction": prediction.text, "tokens": 5}
+                row |= {"columns": {"sex": "FM"[number // patient % 2], "age": 20 + number // patient % 60}}
+                file.write(json_line({"index": number, "row": row}))
+        metrics, memory = find_metrics(names), psutil.Process().memory_info().rss
+
+        def step(name: str, function: Callable[[], Any]) -> Any:
+            start = time.process_time()
+            value = function()
+            result[name] = [time.process_time() - start, peak(memory)]
+            return value
+
+        files = UnfinishedPredictions(folder, {})
+        evaluation = step("score", lambda: score_split(Split(rows), files, metrics))
+        step("strata of 2 columns", lambda: stratified(evaluation.rows, metrics, [Column("sex"), Column("age")]))
+        step("write", lambda: write_predictions(folder / "predictions.jsonl", evaluation.rows))
+        write_json(folder / "metrics.json", {"figures": evaluation.figures, "settings": {"split": "test"}})
+        step("report", lambda: write_report(folder, dict))
+        step("compare", lambda: compare([folder, folder]))
+        result["report.html: MB"] = [(folder / "report.html").stat().st_size / 1e6]
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--alone", action="store_true", help="measure each metric alone")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--patient", type=int, default=4, help="rows of a patient")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES)
-    streaming = [name for name in METRICS.names() if is_streaming(METRICS.find(name)) and name not in LEFT_OUT]
-    parser.add_argument("--metrics", nargs="+", default=streaming)
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap samples of a metric alone")
+    parser.add_argument("--metrics", nargs="+", help="metrics (default: two of classes, or with --alone all)")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    streaming = [name for name in METRICS.names() if is_streaming(METRICS.find(name)) and name not in LEFT_OUT]
+    names = options.metrics or (streaming if options.alone else ["accuracy", "balanced_accuracy"])
     if options.result:
-        result = work(options.metrics[0], options.rows, options.patient, options.resamples)
+        rows, patient = options.rows[0], options.patient
+        result = alone(names[0], rows, patient, options.resamples) if options.alone else whole(names, rows, patient)
         options.result.write_text(json.dumps(result))
         return
-    print(
-        "| metric | add: CPU s | kept: bytes an answer | intervals: CPU s | intervals: MB more |\n|---|---|---|---|---|"
-    )
-    for name in options.metrics:
-        arguments = [f"--{key}={vars(options)[key]}" for key in ("rows", "patient", "resamples")]
-        run = in_fresh_process(__file__, [*arguments, f"--metrics={name}"], 1)
-        cells = f"{run['add']:.1f} | {run['kept']:.0f} | {run['intervals']:.1f} | {max(0.0, run['peak']) / 1e6:.0f}"
-        print(f"| `{name}` | {cells} |", flush=True)
-    print(f"\n{options.rows:,} answers, {options.resamples:,} resamples; {machine(1)}")
+    fixed = [f"--patient={options.patient}", f"--resamples={options.resamples}"]
+    if options.alone:
+        print("| metric | rows | add: CPU s | kept: MB | intervals: CPU s | peak: MB |\n|---|---|---|---|---|---|")
+        for name in names:
+            for rows in options.rows:
+                run = in_fresh_process(__file__, [*fixed, "--alone", f"--rows={rows}", f"--metrics={name}"], 1)
+                cells = (f"{run['add']:.1f}", f"{run['kept']:.0f}", f"{run['intervals']:.1f}", f"{run['peak']:.0f}")
+                print(f"| `{name}` | {rows:,} | {' | '.join(cells)} |", flush=True)
+    else:
+        print("| rows | step | CPU s | peak: MB |\n|---|---|---|---|")
+        for rows in options.rows:
+            run = in_fresh_process(__file__, [*fixed, f"--rows={rows}", "--metrics", *names], 1)
+            for step, values in run.items():
+                print(f"| {rows:,} | {step} | {' | '.join(f'{value:.1f}' for value in values)} |", flush=True)
+    print(f"\n{', '.join(names)}; {machine(1)}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_predicted_and_true_boxes_of_a_row_are_in_one_picture(tmp_path) -> None:
     numbered = list(zip((0, 4, 5), rows, strict=True))
     evaluation = Evaluation(Rows(lambda: numbered, 3), {}, {}, [])
     drawn_rows = draw_evaluation(evaluation, Split(), tmp_path / "drawn").rows
+    assert not any("drawings" in row for row in rows), "rows are not changed"
     assert [row.get("drawings") for row in drawn_rows] == [["000001.png"], None, ["000003.png"]]
     for name, colors in (("000001.png", (TRUE, PREDICTED)), ("000003.png", (TRUE,))):
         picture = np.asarray(Image.open(tmp_path / "drawn" / name))[:512]
