@@ -64,6 +64,7 @@ EXTRAS |= {
     # The Flax model of T5Gemma, with which tests compare. It needs TensorFlow, and kagglehub without requiring it.
     "jax-reference": ["gemma>=3.3 ; python_version >= '3.11'", "kagglehub>=0.3 ; python_version >= '3.11'"],
     "deepspeed": ["deepspeed>=0.16"],
+    "liger": ["liger-kernel>=0.8 ; sys_platform == 'linux'"],
 }
 
 setup(

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -268,6 +269,22 @@ def resume(machine: Machine) -> Row:
     return compared("resume", continued, plain(machine), FP32)
 
 
+def flex(machine: Machine) -> Row:
+    """Compare rows of samples by FlexAttention with the same rows by SDPA, both in fp32."""
+    if not machine.is_gpu:
+        raise SkippedError("FlexAttention has no backward pass on a CPU")
+    rows = ("data_args.packing=True", "data_args.test=None", "model_args.attn_implementation=")
+    found, expected = (run(machine, name, *rows[:2], rows[2] + name) for name in ("flex_attention", "sdpa"))
+    return compared("flex attention", found, expected, FP32)
+
+
+def liger(machine: Machine) -> Row:
+    """Compare a run with kernels of Liger with one without, both in fp32."""
+    if not machine.is_gpu or find_spec("liger_kernel") is None:
+        raise SkippedError("the kernels of Liger need a GPU, and its package: pip install -e .[liger]")
+    return compared("liger", run(machine, "liger", "training_args.use_liger_kernel=True"), plain(machine), FP32)
+
+
 def tier(name: str) -> Callable[[Machine], Row]:
     """Return the check of three steps of the config of a tier: peak memory, its plan, tokens per second and MFU."""
 
@@ -373,6 +390,8 @@ CHECKS: dict[str, Callable[[Machine], Row]] = {
     "8-bit": eight_bits,
     "checkpointing": checkpointing,
     "resume": resume,
+    "flex attention": flex,
+    "liger": liger,
     **{f"{STEPS} steps of {config}": tier(name) for name, config in TIERS.items()},
 }
 """Checks in their order."""

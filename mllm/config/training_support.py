@@ -35,6 +35,7 @@ MAPPED = {
     "activation_checkpointing_kwargs": "new name of gradient_checkpointing_kwargs",
     "remove_unused_columns": "always False: the encoder decides which tensors reach the model",
     "logging_nan_inf_filter": "always False: a loss that is not finite ends the run",
+    "use_liger_kernel": "its kernels for norms, positions and feed-forward layers only, checked on the first batch",
     "ddp_broadcast_buffers": "always False: buffers do not change",
     "ddp_find_unused_parameters": "computed from the trained towers",
     "bf16_full_eval": "always off: evaluation uses autocast",
@@ -49,7 +50,7 @@ _HUB = "Trainer would upload the whole run folder, with samples and local paths;
 _TRACKIO = "it uploads the run to a Space or bucket of the Hugging Face Hub; upload the result with `mllm push`"
 
 REFUSED = {
-    **dict.fromkeys(("label_smoothing_factor", "use_liger_kernel", "liger_kernel_config"), _LOSS),
+    **dict.fromkeys(("label_smoothing_factor", "liger_kernel_config"), _LOSS),
     "neftune_noise_alpha": "the embeddings of the model are not those that Trainer would change",
     "torch_empty_cache_steps": "this program has its own training step",
     "use_cache": "training never uses a cache",

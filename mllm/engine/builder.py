@@ -224,6 +224,7 @@ def training_arguments(
         ddp_broadcast_buffers=False,
         # Without an image in a piece, towers and fusion have no gradient. Heads and added tokens always have one.
         ddp_find_unused_parameters=learner is not None and trains_images(learner),
+        use_liger_kernel=False,  # `run/kernels.py` applies and checks them
         bf16_full_eval=False,  # evaluation uses autocast; Trainer would leave the model on the CPU
         use_cpu=hardware.device != "cuda",
     )

@@ -83,7 +83,7 @@ def _run_steps(
         store_training_features(config, hardware, bundle, splits, planned_updates(config, splits["train"]))
         trainer = prepare_trainer(config, hardware, learner, folder, data)
         trainer.meter.before = planning.resident
-        check_training(config, trainer, bundle)
+        check_training(config, hardware, trainer, bundle)
         train(config, bundle, trainer, splits, checkpoint)
         planning.finish()
 

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig
 from mllm.dataset.checking import Splits
 from mllm.engine.checkpoints import newest_checkpoint
@@ -20,18 +21,23 @@ from mllm.protocols import Bundle
 from mllm.registry import EXPORTERS
 from mllm.run.facts import run_facts
 from mllm.run.folder import point_latest
+from mllm.run.kernels import use_kernels
 from mllm.run_files import ADAPTER, FIRST_BATCH, data_page_of
 from mllm.structures import Failure
 
 logger = logging.getLogger(__name__)
 
 
-def check_training(config: RunConfig, trainer: MultimodalTrainer, bundle: Bundle) -> None:
-    """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`."""
+def check_training(config: RunConfig, hardware: Hardware, trainer: MultimodalTrainer, bundle: Bundle) -> None:
+    """Log the trainable parameters, check on the first batch that all of them train, and write `first_batch.md`.
+
+    Kernels that the config asks for are turned on and compared with PyTorch on that batch.
+    """
     if not bundle.model.generates_text:
         logger.info("Active: trainable parameters")  # the third phase of the log of `mllm.models.gemma3n.ncore_log`
     logger.info("%s", format_counts(trainer.parameters))
     batch = trainer.preflight()
+    use_kernels(config, trainer, batch, hardware.precision)
     if trainer.is_world_process_zero():
         folder = run_folder(trainer.args)
         write_text(folder / FIRST_BATCH, describe_batch(batch, bundle.encoder) + _link_to_data_page(config, folder))

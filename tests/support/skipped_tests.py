@@ -11,6 +11,7 @@ PACKAGES = {
     "pip install -e '.[serve]'": ("'fastapi", "gradio"),
     "pip install -e '.[dev]'": ("'trackio'", "selenium"),
     "pip install -e '.[all]'": ("'pandas'", "'gguf'", "'datasets'", "'timm'", "'monai"),
+    "pip install -e '.[liger]'": ("liger-kernel",),
 }
 """Packages by the command that installs them."""
 

@@ -72,6 +72,7 @@ def apply_rules(config: RunConfig, hardware: Hardware) -> tuple[RunConfig, Hardw
         precision.refuse_unsupported_precision(config, hardware)
     config, hardware = precision.choose_precision(config, hardware)
     precision.refuse_other_autocast(config)
+    training.refuse_liger(config, hardware)
     config = training.adapt_checkpointing(config)
     return config.replaced(**{"training_args.remove_unused_columns": False}), hardware
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import os
 
+from mllm.config.hardware import Hardware
 from mllm.config.schema import RunConfig, StoppingArgs
 from mllm.config.training_args import training_fields
 from mllm.config.training_support import (
@@ -136,6 +138,24 @@ def refuse_best_without_measurement(config: RunConfig) -> None:
             f"nothing without {' and '.join(never)}: set data_args.validation, and eval_strategy and save_strategy to "
             "'epoch' or 'steps'"
         )
+
+
+def refuse_liger(config: RunConfig, hardware: Hardware) -> None:
+    """Raise `ConfigError` for kernels of Liger on a CPU, for another model than one of text, or without the package."""
+    if not config.training_args["use_liger_kernel"]:
+        return
+    origin = config.origin("training_args", "use_liger_kernel")
+    if hardware.device == "cpu":
+        raise ConfigError(
+            f"{origin}: use_liger_kernel=True needs a GPU, for which its kernels are written in Triton: remove it"
+        )
+    if config.model_args.part is not None:
+        raise ConfigError(
+            f"{origin}: use_liger_kernel=True is about language models, and type='{config.model_args.type}' has none: "
+            "remove it"
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ConfigError(f"{origin}: use_liger_kernel=True needs the package liger-kernel: pip install -e '.[liger]'")
 
 
 def adapt_checkpointing(config: RunConfig) -> RunConfig:

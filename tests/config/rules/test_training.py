@@ -237,3 +237,17 @@ def test_a_tracker_that_would_upload_checkpoints_is_refused(refuse, monkeypatch)
 )
 def test_the_metric_of_the_best_checkpoint_is_looked_up(refuse, setting, fragment):
     assert fragment in refuse(f"training_args = dict({setting})")
+
+
+def test_kernels_of_liger_are_refused_without_a_gpu_or_the_package(refuse, write, bases, monkeypatch):
+    setting = "training_args = dict(use_liger_kernel=True)\n"
+    assert "use_liger_kernel=True needs a GPU, for which its kernels are written in Triton: remove it" in refuse(
+        setting
+    )
+    gpu = Hardware("cuda", "some card", (8, 0), 24 << 30, 1, 8 << 30, 2)
+    found, find = None, importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "liger_kernel" else find(name))
+    with pytest.raises(ConfigError, match=r"run\.py:\d+: .* the package liger-kernel: pip install -e '\.\[liger\]'"):
+        apply_rules(read_config(write(bases + setting)), gpu)
+    found = find("json")
+    assert apply_rules(read_config(write(bases + setting)), gpu)[0].training_args["use_liger_kernel"]
