@@ -77,10 +77,15 @@ _short_contents = lru_cache(maxsize=1024)(_parsed_contents)
 """Contents of short answers, which often repeat."""
 
 
+def measure_value(name: str, value: float) -> str:
+    """Return a measure with its unit: `58.4 %`, or `unknown` for NaN."""
+    return "unknown" if math.isnan(value) else f"{value:.1f} {UNITS.get(name, '')}".rstrip()
+
+
 def measures_text(values: Mapping[str, float]) -> str:
     """Return the known measures as text with their units: `EF 58.4 %, EDV 120.1 mL`. NaN is an unknown measure."""
     known = {name: value for name, value in values.items() if not math.isnan(value)}
-    return ", ".join(f"{name} {value:.1f} {UNITS.get(name, '')}".strip() for name, value in known.items())
+    return ", ".join(f"{name} {measure_value(name, value)}" for name, value in known.items())
 
 
 def stated_measures(text: str) -> dict[str, float]:

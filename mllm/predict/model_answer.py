@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mllm.contents import measure_value
 from mllm.metrics.areas import boxes_of
 from mllm.report.drawing import draw_answer, draw_marks, numbered
 from mllm.report.html_page import VIEWED, data_url
@@ -101,5 +102,7 @@ def format_answer(answer: Answer, image_count: int) -> str:
 
 def _table(measures: Mapping[str, float]) -> str:
     """Return a table of measures; an empty text without any."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{value:.1f}</td></tr>" for name, value in measures.items())
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{measure_value(name, value)}</td></tr>" for name, value in measures.items()
+    )
     return f"<table>{rows}</table>" if rows else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
-from mllm.contents import UNITS
+from mllm.contents import measure_value
 from mllm.protocols import Encoder
 from mllm.structures import IGNORE, Encoded
 
@@ -53,7 +54,7 @@ def _measure_lines(encoded: Encoded, encoder: Encoder) -> list[str]:
     """Return one line for each measure: `EF: 55.3 %`, or `EF: unknown`."""
     values, known = encoded.targets["measures"].tolist(), encoded.targets["measures_known"].tolist()
     return [
-        f"{name}: {value:.1f} {UNITS.get(name, '')}".rstrip() if is_known else f"{name}: unknown"
+        f"{name}: {measure_value(name, value if is_known else math.nan)}"
         for name, value, is_known in zip(encoder.measures, values, known, strict=True)
     ]
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from mllm.errors import hint
 from mllm.predict.loaded_model import LoadedModel
 from mllm.predict.model_answer import ModelAnswer
 from mllm.serve.batching import Batcher, Job
@@ -79,16 +81,27 @@ def build_app(
     app.add_exception_handler(Exception, _fail)
     app.add_route("/v1/chat/completions", partial(_chat, service), methods=["POST"])
     app.add_route("/v1/models", partial(_models, service), methods=["GET"])
+    app.add_route("/v1/models/{name:path}", partial(_model, service), methods=["GET"])
     app.add_route("/health", partial(_health, service), methods=["GET"])
     app.add_route("/metrics", partial(_figures, service), methods=["GET"])
     return app
 
 
 async def _models(service: Service, _: HttpRequest) -> JSONResponse:
-    entries = [
-        {"id": name, "object": "model", "created": service.created, "owned_by": "mllm"} for name in service.model.names
-    ]
+    entries = [_entry(service, name) for name in service.model.names]
     return JSONResponse({"object": "list", "data": entries})
+
+
+async def _model(service: Service, request: HttpRequest) -> JSONResponse:
+    name = request.path_params["name"]
+    if name not in service.model.names:
+        raise RequestError(f"there is no model '{name}'{hint(name, service.model.names)}", 404)
+    return JSONResponse(_entry(service, name))
+
+
+def _entry(service: Service, name: str) -> dict[str, Any]:
+    """Return a model in OpenAI's form."""
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "mllm"}
 
 
 async def _health(service: Service, _: HttpRequest) -> JSONResponse:

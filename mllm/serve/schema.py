@@ -96,6 +96,11 @@ def parse_chat(
     turns = [reader.turn(message, f"messages[{index}]") for index, message in enumerate(body["messages"])]
     if turns[-1].role != "user":
         raise RequestError("the last message must be one of the user")
+    for index, turn in enumerate(turns):
+        if turn.role == "system" and index > 0:
+            raise RequestError(f"messages[{index}] is a system message: it must be the first message, as in training")
+        if turn.role == "user" and not turn.text.strip():
+            raise RequestError(f"messages[{index}] is empty: write a text, or send an image")
     sample = Sample(turns, reader.images, reader.views, source="the conversation")
     kept = {name: value for name, value in body.items() if name != "messages"}
     streams = bool(body.get("stream"))
@@ -124,6 +129,9 @@ def _check_fields(body: Mapping[str, Any]) -> None:
             raise RequestError(f"{name} {invalid_value(value, annotation)[:200]}")
         if (bound := broken_bound(value, bounds)) is not None:
             raise RequestError(f"{name} must be {bound}, not {value}")
+    _refuse_unknown(body.get("stream_options") or {}, {"include_usage", "include_obfuscation"}, "stream_options")
+    if body.get("stream_options") and not body.get("stream"):
+        raise RequestError("stream_options requires stream=true")
     for name in ("model", "messages"):
         if name not in body:
             raise RequestError(f"the field '{name}' is missing")
@@ -132,6 +140,8 @@ def _check_fields(body: Mapping[str, Any]) -> None:
 def _options(body: Mapping[str, Any], limits: Limits) -> GenerationOptions:
     """Return the options of generation of a request."""
     tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+    if body.get("max_tokens") not in (None, tokens):
+        raise RequestError("max_tokens and max_completion_tokens differ: send one of them")
     if tokens is not None and tokens > limits.tokens:
         raise RequestError(f"max_tokens is {tokens}, and the limit of this server is {limits.tokens}")
     stop = body.get("stop") or []

@@ -37,9 +37,7 @@ class Layout:
 
     def _add_viewer(self) -> None:
         """Add the drop area, the picture, and the controls of its view."""
-        self.files = gr.File(
-            file_count="multiple", label="Image, DICOM files, zip archive or video", height=150, elem_id="files"
-        )
+        self.files = gr.File(file_count="multiple", label="Image, video or DICOM files", height=150, elem_id="files")
         self.folder = gr.UploadButton(
             "Open a folder with a DICOM series", file_count="directory", size="sm", elem_id="folder"
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mllm.contents import measure_value
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.metrics.areas import box_of
 from mllm.report.drawing import Drawn, draw_marks, numbered
 from mllm.report.html_page import VIEWED, data_url, rendered
+from mllm.structures import BOX, POINT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,6 +23,11 @@ VIEWER = 1024
 """Maximum longer side in pixels of the picture in view, and of pictures with marks."""
 THUMBNAIL = 240
 """Maximum longer side in pixels of the picture of a question."""
+
+
+_PLACE = re.compile("|".join(map(re.escape, (BOX, POINT))))
+_FEW = 9
+"""Number of marks from which a text names the first and the last one only."""
 
 
 def picture_html(image: Image.Image, caption: str) -> str:
@@ -61,16 +68,28 @@ def _answer(name: str, answer: ModelAnswer, pictures: Sequence[Shown]) -> dict[s
     marks = numbered(answer.marks)
     return {
         "name": name,
-        "text": answer.text.strip(),
+        "text": _with_labels(answer.text.strip(), marks),
         "pictures": [
             {"url": _data_url(draw_marks(picture.image, inside), VIEWER), "caption": picture.caption}
             for index, picture in enumerate(pictures)
             if (inside := [entry for entry in marks if entry.mark.image == index])
         ],
         "marks": [_mark(entry, pictures) for entry in marks],
-        "measures": [(measure, _number(value)) for measure, value in answer.measures.items()],
+        "measures": [(measure, measure_value(measure, value)) for measure, value in answer.measures.items()],
         "notes": list(_notes(answer)),
     }
+
+
+def _with_labels(text: str, marks: Sequence[Drawn]) -> str:
+    """Return the text of an answer with the labels of the marks in place of the words that stand for them."""
+    parts = _PLACE.split(text)
+    if len(parts) == 1:
+        return text
+    labels = [f"[{entry.label}]" for entry in marks]
+    if len(parts) != len(labels) + 1:  # a word that stands for several marks, or for none that can be read
+        first = " ".join(labels) if len(labels) < _FEW else f"{labels[0]} to {labels[-1]}"
+        labels = [first, *[""] * (len(parts) - 2)]
+    return "".join(part + label for part, label in zip(parts, [*labels, ""], strict=True)).strip()
 
 
 def _mark(entry: Drawn, pictures: Sequence[Shown]) -> dict[str, Any]:
@@ -84,7 +103,7 @@ def _mark(entry: Drawn, pictures: Sequence[Shown]) -> dict[str, Any]:
         x, y = (f"{value:.0f}" for value in mark.point)
     if box is not None:
         x1, y1, x2, y2 = box.corners
-        x, y = f"{x1:.0f} to {x2:.0f}", f"{y1:.0f} to {y2:.0f}"
+        x, y = f"{x1:.0f}–{x2:.0f}", f"{y1:.0f}–{y2:.0f}"
         size = f"{x2 - x1:.0f} × {y2 - y1:.0f} pixels"
         if spacing is not None:
             size = f"{(x2 - x1) * spacing[0]:.1f} × {(y2 - y1) * spacing[1]:.1f} mm"
@@ -102,10 +121,6 @@ def _notes(answer: ModelAnswer) -> Iterator[str]:
         yield "The answer ends at the maximum length, which the options set."
     if answer.unreadable:
         yield f"Boxes or points in the answer that cannot be read: {answer.unreadable}."
-
-
-def _number(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.1f}"
 
 
 def _data_url(image: Image.Image, longest: int) -> str:

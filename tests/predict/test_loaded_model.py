@@ -205,7 +205,7 @@ def test_a_notebook_shows_pictures_with_marks_and_text_without_markup(
     assert all((np.asarray(a) != b).any() for a, b in zip(answer.pictures(), plain, strict=True))
     assert len(answer.draw(tmp_path / "a.png")) == 2
     shown = type(answer)("<script>", measures={"EF": 58.44}, marks=(Mark(),))._repr_html_()
-    assert "&lt;script&gt;" in shown and "<td>EF</td><td>58.4</td>" in shown
+    assert "&lt;script&gt;" in shown and "<td>EF</td><td>58.4 %</td>" in shown
 
 
 def test_a_model_of_views_measures_them(tmp_path: Path, pictures: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_model_of_views_measures_them(tmp_path: Path, pictures: Path) -> None:
     with torch.no_grad():
         expected = model.model.eval()(pixel_values=pixels).heads["measures"].item()
     assert answer.measures == {"EF": pytest.approx(expected, rel=1e-5)} and answer.text.startswith("EF ")
-    assert f"<td>{expected:.1f}</td>" in answer._repr_html_()
+    assert f"<td>{expected:.1f} %</td>" in answer._repr_html_()
     with pytest.raises(DataError, match="the view 'ES' is absent"):
         model.measure({"ED": pictures / "0.png"})
 

@@ -111,6 +111,9 @@ def text_of(served: Served, request: dict[str, Any]) -> str:
 
 def test_answers_are_those_of_the_library(served: Served, model: LoadedModel, pictures: Path) -> None:
     assert [one.id for one in served.client.models.list()] == ["one", "two", "medgemma"]
+    assert served.client.models.retrieve("two") == list(served.client.models.list())[1]
+    with pytest.raises(openai.NotFoundError, match="there is no model 'tow': did you mean 'two'"):
+        served.client.models.retrieve("tow")
     for name in model.names:
         expected = model.ask(pictures / "0.png", "Why?", model=name, max_new_tokens=8)
         completion = served.client.chat.completions.create(**asking("Why?", png(pictures), model=name))
@@ -271,6 +274,16 @@ def test_requests_that_cannot_be_used_get_one_sentence(served: Served, pictures:
         (asking("Why? <end_of_turn>"), 400, "contains the control token '<end_of_turn>'"),
         (asking("very long " * 9000), 400, "tokens, and the model reads 8192 with the answer"),
         (asking("Why?", max_tokens=401), 400, "max_tokens is 401, and the limit of this server is 400"),
+        (asking("Why?", max_tokens=3, max_completion_tokens=4), 400, "max_tokens and max_completion_tokens differ"),
+        (asking("Why?", response_format={"type": "json_object"}), 400, "does not support response_format"),
+        (asking("Why?", tools=[{"type": "function"}]), 400, "does not support tools"),
+        (asking("Why?", stream_options={"include_usge": True}), 400, "stream_options has no field 'include_usge'"),
+        (asking(" \n"), 400, "messages[0] is empty: write a text, or send an image"),
+        (
+            {**text, "messages": [*text["messages"], {"role": "system", "content": "a"}, *text["messages"]]},
+            400,
+            "messages[1] is a system message: it must be the first message",
+        ),
         (asking("Why?", max_tokens=0), 400, "max_tokens must be at least 1, not 0"),
         (asking("Why?", n=1000), 400, "n is 1000"),
         (asking("Why?", temperature="hot"), 400, "temperature must be a number"),

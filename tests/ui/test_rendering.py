@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 from medical_files import write_dicom
 from PIL import Image
 
@@ -34,17 +35,33 @@ def test_marks_have_numbers_in_pixels_or_millimeters(tmp_path):
     pictures = (Shown(scan, "<b>", 0), Shown(plain, "b.png", 1))
     html = conversation_html([Exchange("a < b?", pictures, pictures, {"first": answer})], named=True)
     assert rows(html) == [
-        ["mark", "x", "y", "size"],
-        ["1 (picture 1)", "1 to 11", "2 to 32", "20.0 × 60.0 mm"],
-        ["2 (picture 2)", "5 to 25", "10 to 20", "200 pixels"],
+        ["mark", "x (pixels)", "y (pixels)", "size"],
+        ["1 (picture 1)", "1–11", "2–32", "20.0 × 60.0 mm"],
+        ["2 (picture 2)", "5–25", "10–20", "200 pixels"],
         ["3 (picture 1)", "3", "4", ""],
-        ["4 (picture 1)", "5 to 25", "10 to 20", "800.0 mm²"],
-        ["EF", "55.0"],
+        ["4 (picture 1)", "5–25", "10–20", "800.0 mm²"],
+        ["EF", "55.0 %"],
         ["EDV", "unknown"],
     ]
     assert html.count("<img") == 4, "two pictures of the question, and both with marks"
     assert "<script>" not in html and "<b>" not in html and "a &lt; b?" in html
     assert "ends at the maximum length" in html and "cannot be read: 2" in html
+
+
+@pytest.mark.parametrize(
+    "text, count, shown",
+    [
+        ("The lesion: <box> and <box>.", 2, "The lesion: [1] and [2]."),
+        ("Answer: <box>", 3, "Answer: [1] [2] [3]"),
+        ("Answer: <box> or <point>", 9, "Answer: [1] to [9] or"),
+        ("Nothing.", 1, "Nothing."),
+        ("Here: <box>", 0, "Here:"),
+    ],
+)
+def test_words_that_stand_for_marks_are_shown_as_their_labels(text, count, shown):
+    answer = ModelAnswer(text, (Mark(point=(1.0, 1.0)),) * count)
+    html = conversation_html([Exchange("Where?", (), (), {"first": answer})], named=False)
+    assert re.findall(r'class="text">(.*?)</p>', html) == [shown]
 
 
 def test_a_message_is_an_alert_and_no_message_is_nothing():

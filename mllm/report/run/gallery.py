@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mllm.contents import UNITS
+from mllm.contents import measure_value
 from mllm.engine.predictions import answers_of
 from mllm.parsing import parse_boxes, parse_instances
 from mllm.report.html_page import shortened
@@ -142,9 +142,7 @@ def row_texts(row: Row) -> tuple[str, str]:
             text = text.replace(placeholder, "")
         parts = [shortened(text.strip(), MAX_TEXT)] if text.strip() else []
         measures = {} if parts else row.get(f"{prefix}measures") or {}
-        parts += [
-            f"{key} {value:.1f} {UNITS.get(key, '')}".strip() for key, value in measures.items() if value is not None
-        ]
+        parts += [f"{key} {measure_value(key, value)}" for key, value in measures.items() if value is not None]
         for field, one, several in (
             ("boxes", "box", "boxes"),
             ("masks", "mask", "masks"),
