@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +36,9 @@ class Asker(Protocol):
         **options: Any,
     ) -> Generator[str, None, ModelAnswer]:
         """Yield the pieces of the answer of a model, and return the answer. Raise `UserError`."""
+
+    def measure(self, views: Mapping[str, Image.Image]) -> ModelAnswer:
+        """Return the measures of the images of named views. Raise `UserError`."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,14 @@ class Conversation:
         if is_stopped() and not any(answer.text for answer in exchange.answers.values()):
             raise DataError("it was stopped before an answer began: ask again")
         self.exchanges.append(exchange)
+
+    def measure(self, asker: Asker, views: Sequence[str], chosen: Mapping[str, Shown]) -> None:
+        """Append the measures of the pictures that were chosen for the views. Raise `UserError`."""
+        for view in views:
+            if view not in chosen:
+                raise DataError(f"the view {view} has no picture: show it, and press 'Use the picture'")
+        shown = [Shown(chosen[view].image, f"{view}: {chosen[view].caption}", chosen[view].key) for view in views]
+        if len({str(one.key) for one in shown}) < len(shown):
+            raise DataError(f"{' and '.join(views)} are one picture: choose another one for one of them")
+        answer = asker.measure({view: chosen[view].image for view in views})
+        self.exchanges.append(Exchange("", tuple(shown), tuple(shown), {asker.names[0]: answer}))

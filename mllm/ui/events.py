@@ -20,7 +20,7 @@ from mllm.errors import DataError, UserError, origin_of
 from mllm.serve.limits import Limits
 from mllm.ui.conversation import Asker, Exchange
 from mllm.ui.corrections import Corrections
-from mllm.ui.rendering import conversation_html, message_html, picture_html, report_html, writing_html
+from mllm.ui.rendering import chosen_html, conversation_html, message_html, picture_html, report_html, writing_html
 from mllm.ui.reports import report_of
 from mllm.ui.session import Session, Sessions
 from mllm.ui.study import Study, Window
@@ -93,6 +93,7 @@ class Events:
         corrections: Folder of the corrections.
         report_address: Address under which a report is served; `?run=FOLDER` follows.
         limits: Limits of the server.
+        views: Views of a model of measures; empty for models that answer questions.
     """
 
     asker: Asker
@@ -101,6 +102,7 @@ class Events:
     corrections: Corrections
     report_address: str
     limits: Limits = Limits()
+    views: tuple[str, ...] = ()
 
     @_with_sentence
     def open(self, files: Sequence[str] | None, request: gr.Request) -> list[Update]:
@@ -206,6 +208,36 @@ class Events:
         yield [talk, "", message, question if message else skip, "", *_buttons(is_asking=False)]
 
     @_with_sentence
+    def take(self, view: str, request: gr.Request) -> list[Update]:
+        """Take the picture in view for a view of the model. Return the chosen pictures, the next view, the message."""
+        session = self._session(request)
+        try:
+            shown = session.shown()
+            if shown is None:
+                raise DataError("there is no picture: drop a file first")
+        except UserError as error:
+            return [gr.skip(), gr.skip(), message_html(str(error))]
+        session.chosen[view] = shown
+        missing = [name for name in self.views if name not in session.chosen]
+        return [self._chosen(session), missing[0] if missing else view, ""]
+
+    @_with_sentence
+    def show_chosen(self, request: gr.Request) -> list[Update]:
+        """Return the chosen pictures, which a new file removes, and the first view."""
+        return [self._chosen(self._session(request)), self.views[0]]
+
+    @_with_sentence
+    def measure(self, request: gr.Request) -> list[Update]:
+        """Measure the chosen pictures. Return the conversation and the message."""
+        session = self._session(request)
+        try:
+            with session.asking:
+                session.conversation.measure(self.asker, self.views, session.chosen)
+        except UserError as error:
+            return [gr.skip(), message_html(str(error))]
+        return [self._talk(session.conversation.exchanges), ""]
+
+    @_with_sentence
     def stop(self, request: gr.Request) -> None:
         """End the answers that are written."""
         self._session(request).stopped.set()
@@ -247,6 +279,9 @@ class Events:
 
     def _session(self, request: gr.Request) -> Session:
         return self.sessions.of(str(request.session_hash))
+
+    def _chosen(self, session: Session) -> str:
+        return chosen_html([(name, session.chosen.get(name)) for name in self.views])
 
     def _talk(self, exchanges: Sequence[Exchange]) -> str:
         return conversation_html(exchanges, named=len(self.asker.names) > 1)

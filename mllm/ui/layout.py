@@ -7,6 +7,7 @@ from html import escape
 import gradio as gr
 
 from mllm.ui.events import AS_STORED, NO_AXIS, Events
+from mllm.ui.rendering import chosen_html
 from mllm.ui.reports import runs_with_reports
 from mllm.ui.study import AXES
 
@@ -29,10 +30,19 @@ class Layout:
                 with gr.Column(min_width=300):
                     self._add_viewer()
                 with gr.Column(min_width=300):
-                    self._add_conversation(names)
+                    self._add_models(names)
+                    if events.views:
+                        self._add_measuring()
+                    else:
+                        self._add_questions()
             with gr.Tab("Reports"):
                 self._add_reports()
-            self._connect()
+            self._connect_viewer()
+            if events.views:
+                self._connect_measuring()
+            else:
+                self._connect_questions()
+            self.show.click(events.show_report, self.run, self.report, api_visibility="private")
             self.blocks.unload(events.leave)
 
     def _add_viewer(self) -> None:
@@ -50,12 +60,23 @@ class Layout:
             self.center = gr.Slider(0, 1, 0, buttons=[], label="Center", visible=False, min_width=140, elem_id="center")
             self.width = gr.Slider(0, 1, 1, buttons=[], label="Width", visible=False, min_width=140, elem_id="width")
 
-    def _add_conversation(self, names: list[str]) -> None:
-        """Add the conversation, the field of the question, and the correction."""
+    def _add_models(self, names: list[str]) -> None:
+        """Add the choice of models, the conversation and the message."""
         self.models = gr.CheckboxGroup(names, value=names[:2], label="Models", visible=len(names) > 1, elem_id="models")
         self.talk = gr.HTML(elem_id="conversation")
         self.writing = gr.HTML(elem_id="writing")
         self.message = gr.HTML(elem_id="message")
+
+    def _add_measuring(self) -> None:
+        """Add the choice of a picture for each view of a model of measures."""
+        views = list(self.events.views)
+        self.view = gr.Radio(views, value=views[0], label="View of the picture on the page", elem_id="view")
+        self.take = gr.Button("Use the picture for this view", elem_id="take")
+        self.chosen = gr.HTML(chosen_html([(name, None) for name in views]), elem_id="chosen")
+        self.measure = gr.Button("Measure", variant="primary", elem_id="ask")
+
+    def _add_questions(self) -> None:
+        """Add the field of the question, the correction, and the options."""
         self.question = gr.Textbox(
             "", label="Question", lines=2, placeholder="Is there a pleural effusion?", elem_id="question"
         )
@@ -99,17 +120,21 @@ class Layout:
         self.show = gr.Button("Show the report", elem_id="show")
         self.report = gr.HTML(elem_id="report")
 
-    def _connect(self) -> None:
-        """Connect the events. None of them is an endpoint for clients."""
+    def _connect_viewer(self) -> None:
+        """Connect the events of the drop area and of the controls of the view. No event is an endpoint for clients."""
         on = self.events
         view = [self.picture, self.index, self.axis, self.window, self.center, self.width]
         talk = [self.talk, self.message]
         own = [self.center, self.width]
-        asked = [self.question, self.models, self.length, self.modality]
-        self.files.upload(on.open, self.files, [*view, *talk], api_visibility="private")
-        self.folder.upload(on.open_folder, self.folder, [self.files, *view, *talk], api_visibility="private")
+        opened = [
+            self.files.upload(on.open, self.files, [*view, *talk], api_visibility="private"),
+            self.folder.upload(on.open_folder, self.folder, [self.files, *view, *talk], api_visibility="private"),
+        ]
         for cleared in (self.files.clear, self.files.delete):
-            cleared(on.close, None, [self.files, *view, *talk], api_visibility="private")
+            opened.append(cleared(on.close, None, [self.files, *view, *talk], api_visibility="private"))
+        if on.views:
+            for dropped in opened:
+                dropped.then(on.show_chosen, None, [self.chosen, self.view], api_visibility="private")
         for moved, event, inputs in (
             (self.index, on.choose, [self.index]),
             (self.center, on.own_window, own),
@@ -125,6 +150,17 @@ class Layout:
             )
         for chosen, change in ((self.axis, on.turn), (self.window, on.choose_window)):
             chosen.input(change, chosen, [*view, self.message], show_progress="hidden", api_visibility="private")
+
+    def _connect_measuring(self) -> None:
+        """Connect the events of a model of measures."""
+        on = self.events
+        self.take.click(on.take, self.view, [self.chosen, self.view, self.message], api_visibility="private")
+        self.measure.click(on.measure, None, [self.talk, self.message], api_visibility="private")
+
+    def _connect_questions(self) -> None:
+        """Connect the events of questions and corrections."""
+        on, talk = self.events, [self.talk, self.message]
+        asked = [self.question, self.models, self.length, self.modality]
         changing = [self.talk, self.writing, self.message, self.question, self.kept, self.send, self.stop]
         for sent in (self.send.click, self.question.submit):
             sent(
@@ -141,4 +177,3 @@ class Layout:
             restarted(on.restart, None, [*talk, self.kept], show_progress="hidden", api_visibility="private")
         corrected = [self.right, self.patient]
         self.keep.click(on.keep, corrected, [self.kept, self.right], api_visibility="private")
-        self.show.click(on.show_report, self.run, self.report, api_visibility="private")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mllm.contents import measure_value
+from mllm.contents import measure_value, measures_text
 from mllm.dataset.readers.geometry import spacing_of
 from mllm.metrics.areas import box_of
 from mllm.report.drawing import Drawn, draw_marks, numbered
@@ -58,6 +58,12 @@ def conversation_html(exchanges: Sequence[Exchange], named: bool) -> str:
     return _render("conversation.html", exchanges=shown, named=named)
 
 
+def chosen_html(views: Sequence[tuple[str, Shown | None]]) -> str:
+    """Return the pictures that were chosen for the views of a model of measures."""
+    shown = [(name, one and {"url": _data_url(one.image, THUMBNAIL), "caption": one.caption}) for name, one in views]
+    return _render("chosen.html", views=shown)
+
+
 def writing_html(answers: Sequence[tuple[str, str, bool]], named: bool) -> str:
     """Return answers that are written: the name of each model, its text so far, and True if the answer is complete."""
     return _render("writing.html", answers=answers, named=named)
@@ -68,7 +74,7 @@ def _answer(name: str, answer: ModelAnswer, pictures: Sequence[Shown]) -> dict[s
     marks = numbered(answer.marks)
     return {
         "name": name,
-        "text": _with_labels(answer.text.strip(), marks),
+        "text": "" if answer.text == measures_text(answer.measures) else _with_labels(answer.text.strip(), marks),
         "pictures": [
             {"url": _data_url(draw_marks(picture.image, inside), VIEWER), "caption": picture.caption}
             for index, picture in enumerate(pictures)

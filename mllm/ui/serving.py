@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.from_thread
 
-from mllm.errors import ConfigError, DataError
-from mllm.predict.inputs import asked_sample, split_options
+from mllm.errors import DataError
+from mllm.predict.inputs import asked_sample, split_options, views_of
 from mllm.predict.model_answer import ModelAnswer
 from mllm.predict.predict import images_of_training
 from mllm.predict.request import Request
@@ -27,9 +27,11 @@ from mllm.ui.session import Sessions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from PIL.Image import Image
 
     from mllm.predict.loaded_model import LoadedModel
     from mllm.serve.batching import Event, Job
+    from mllm.structures import Sample
 
 logger = logging.getLogger(__name__)
 SESSIONS = "sessions"
@@ -69,12 +71,7 @@ class QueuedModel:
         limits, batcher = self._service.limits, self._service.batcher
         chosen, _ = split_options(options)
         sample = asked_sample(images, question, {}, modality, after)
-        pixels = sum(image.width * image.height for image in sample.images)
-        if pixels > limits.pixels:
-            raise DataError(
-                f"the pictures of this conversation have {pixels:,} pixels, and the limit of this server is "
-                f"{limits.pixels:,}: begin a new conversation, or drop a smaller picture"
-            )
+        self._check_pixels(sample)
         request = Request(sample, replace(chosen, max_new_tokens=min(chosen.max_new_tokens, limits.tokens)), model)
         try:
             job = anyio.from_thread.run_sync(batcher.enter, request)
@@ -87,10 +84,38 @@ class QueuedModel:
             job.loop.call_soon_threadsafe(batcher.leave)  # a generator may be closed in any thread
         if answer is None:
             return ModelAnswer("", question=sample, model=model, end="cancelled")
+        self._keep(model, question, answer)
+        return answer
+
+    def measure(self, views: Mapping[str, Image]) -> ModelAnswer:
+        """Return the measures of images, in a thread of the server; see `LoadedModel.measure`.
+
+        Raises:
+            DataError: The images cannot be measured.
+        """
+        sample = views_of(views, {})
+        self._check_pixels(sample)
+        try:
+            (answer,) = anyio.from_thread.run(self._service.batcher.answer, Request(sample))
+        except RequestError as error:
+            raise DataError(str(error)) from error
+        self._keep(self.names[0], "", answer)
+        return answer
+
+    def _check_pixels(self, sample: Sample) -> None:
+        """Raise `DataError` if the images have more pixels than a request to the server may have."""
+        pixels, limit = sum(image.width * image.height for image in sample.images), self._service.limits.pixels
+        if pixels > limit:
+            raise DataError(
+                f"the pictures of this conversation have {pixels:,} pixels, and the limit of this server is "
+                f"{limit:,}: begin a new conversation, or drop a smaller picture"
+            )
+
+    def _keep(self, model: str, question: str, answer: ModelAnswer) -> None:
+        """Write a question and its answer to the file of `--keep`."""
         if self._service.keeper is not None:
             message = {"role": "user", "content": question}
             self._service.keeper.write({"model": model, "messages": [message]}, [answer])
-        return answer
 
 
 def _pieces(job: Job, is_cancelled: Callable[[], bool]) -> Generator[str, None, ModelAnswer | None]:
@@ -130,7 +155,7 @@ def serve_page(options: ServeOptions, corrections: str, folder: Path) -> None:
         folder: Folder of dropped files.
 
     Raises:
-        ConfigError: The port is in use, the host needs a token, a model cannot be loaded, or it answers no questions.
+        ConfigError: The port is in use, the host needs a token, or a model cannot be loaded.
     """
 
     def build(model: LoadedModel, limits: Limits, token: str | None, keeper: Keeper | None) -> FastAPI:
@@ -152,15 +177,12 @@ def build_page(app: FastAPI, corrections: Corrections, folder: Path, token: str 
         corrections: Folder of the corrections.
         folder: Folder of dropped files.
         token: Token of the server.
-
-    Raises:
-        ConfigError: The model answers no questions.
     """
     service: Service = app.state.service
-    if not service.model.model.generates_text:
-        raise ConfigError("the model predicts measures of views, and the page asks questions: use mllm predict --video")
-    variants = service.model.variants.items()
-    needs_image = frozenset(name for name, variant in variants if images_of_training(variant.args))
-    events = Events(QueuedModel(service), needs_image, Sessions(folder / SESSIONS), corrections, REPORT, service.limits)
+    variants = service.model.variants
+    needs_image = frozenset(name for name, variant in variants.items() if images_of_training(variant.args))
+    model = QueuedModel(service)
+    views = next(iter(variants.values())).encoder.views
+    events = Events(model, needs_image, Sessions(folder / SESSIONS), corrections, REPORT, service.limits, views)
     add_page(app, events, token)
     return app

@@ -25,6 +25,8 @@ class Session:
     study: Study | None = None
     view: View = field(default_factory=View)
     conversation: Conversation = field(default_factory=Conversation)
+    chosen: dict[str, Shown] = field(default_factory=dict)
+    """Picture of each view, for a model of measures."""
     asking: threading.Lock = field(default_factory=threading.Lock)
     """Held while a question is answered, so that the questions of one person follow each other."""
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -62,7 +64,7 @@ class Session:
     def close(self) -> None:
         """Forget the files and the conversation."""
         self.restart()
-        self.study, self.view = None, View()
+        self.study, self.view, self.chosen = None, View(), {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def restart(self) -> None:

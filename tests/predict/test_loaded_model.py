@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,12 @@ from pydicom.data import get_testdata_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mllm import load
-from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError, DataError
 from mllm.models.generation.options import GenerationOptions
-from mllm.predict.library import load_model
 from mllm.predict.loaded_model import LoadedModel
 from mllm.predict.request import Request
 from mllm.structures import Mark, Sample, Turn
 from mllm.tiny.adapter import write_tiny_adapter
-from mllm.tiny.checkpoints import write_tiny
 
 QUESTIONS = ["What is this?", "Why?", "Is the heart of this patient normal, or is it too large?", "Where?"]
 HOT = dict(temperature=2.0, max_new_tokens=16)
@@ -208,11 +206,9 @@ def test_a_notebook_shows_pictures_with_marks_and_text_without_markup(
     assert "&lt;script&gt;" in shown and "<td>EF</td><td>58.4 %</td>" in shown
 
 
-def test_a_model_of_views_measures_them(tmp_path: Path, pictures: Path) -> None:
+def test_a_model_of_views_measures_them(measuring: LoadedModel, pictures: Path) -> None:
     """Reference: the head of the model on the pixels of its processor."""
-    base = write_tiny("medsiglip", tmp_path / "base", vision={"image_size": 28, "num_hidden_layers": 1})
-    heads = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}
-    model = load_model(ModelArgs("medsiglip", str(base), part="vision", heads=heads, lora_r=None), 2)
+    model = measuring
     answer = model.measure({"ES": pictures / "1.png", "ED": pictures / "0.png"})
     images = [Image.open(pictures / name).convert("RGB") for name in ("0.png", "1.png")]
     pixels = model.variant().encoder.processor(images=images, return_tensors="pt")["pixel_values"][None]  # type: ignore[operator]
@@ -222,6 +218,28 @@ def test_a_model_of_views_measures_them(tmp_path: Path, pictures: Path) -> None:
     assert f"<td>{expected:.1f} %</td>" in answer._repr_html_()
     with pytest.raises(DataError, match="the view 'ES' is absent"):
         model.measure({"ED": pictures / "0.png"})
+
+
+@pytest.mark.parametrize(
+    "text, n, top_logprobs, reason",
+    [
+        ("Is there an effusion?", 1, None, "answers no questions: leave the text out"),
+        ("", 2, None, "leave n and logprobs out"),
+        ("", 1, 0, "leave n and logprobs out"),
+    ],
+)
+def test_a_model_of_measures_refuses_what_it_would_ignore(
+    measuring: LoadedModel, pictures: Path, text: str, n: int, top_logprobs: int | None, reason: str
+) -> None:
+    images = [Image.open(pictures / name).convert("RGB") for name in ("0.png", "1.png")]
+    sample = Sample([Turn("user", text)], images, ["ED", "ES"])
+    pieces: list[str] = []
+    options = GenerationOptions(top_logprobs=top_logprobs)
+    with pytest.raises(DataError, match=reason):
+        measuring.prepare(Request(sample, options, n=n))
+    request = Request(replace(sample, turns=[Turn("user", "")]), on_text=lambda _, piece: pieces.append(piece))
+    ((answer,),) = measuring.answer_all([request])
+    assert "".join(pieces) == answer.text, "a stream has the text of the whole answer"
 
 
 def test_adapters_of_unlike_bases_are_refused(

@@ -114,6 +114,19 @@ def other_adapter(generating_base: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def measuring(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A tiny model that measures EF from the views ED and ES, with batches of two."""
+    from mllm.config.schema import ModelArgs
+    from mllm.predict.library import load_model
+    from mllm.tiny.checkpoints import write_tiny
+
+    vision = {"image_size": 28, "num_hidden_layers": 1}
+    base = write_tiny("medsiglip", tmp_path_factory.mktemp("measuring") / "base", vision=vision)
+    heads = {"measures": {"type": "RegressionHead", "measures": ["EF"], "views": ["ED", "ES"], "hidden": 16}}
+    return load_model(ModelArgs("medsiglip", str(base), part="vision", heads=heads, lora_r=None), 2)
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with three images of noise, `0.png` to `2.png`, and questions about them in `questions.jsonl`."""
     folder = tmp_path_factory.mktemp("pictures")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from medical_files import write_series
+from medical_files import write_avi, write_series
 from PIL import Image
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[serve]'")
@@ -190,6 +190,30 @@ def test_files_of_two_series_are_refused_in_a_sentence_without_folders(events, t
     assert str(tmp_path) not in message and not any(path.is_file() for path in events.sessions.folder.rglob("*"))
 
 
+def test_a_picture_is_chosen_for_each_view_of_a_model_of_measures(measuring, tmp_path):
+    sessions = Sessions(tmp_path / "sessions")
+    events = Events(measuring, frozenset(), sessions, Corrections(tmp_path / "kept"), "/report", views=("ED", "ES"))
+    frames = [np.full((32, 48), 60 * number, np.uint8) for number in range(3)]
+    path = Path(write_avi(tmp_path / "echo.avi", frames))
+    expected = measuring.measure({"ED": {"path": str(path), "frames": 2}, "ES": {"path": str(path), "frames": 1}})
+    assert "drop a file first" in events.take("ED", person())[-1]
+    events.open([str(path)], person())
+    events.choose(3, person())
+    chosen, following, message = events.take("ED", person())
+    assert (
+        "ED: echo.avi, frame 3 of 3" in chosen and "ES: no picture yet" in chosen and (following, message) == ("ES", "")
+    )
+    assert "the view ES has no picture" in events.measure(person())[1]
+    events.take("ES", person())
+    assert "ED and ES are one picture" in events.measure(person())[1]
+    events.choose(2, person())
+    events.take("ES", person())
+    talk, message = events.measure(person())
+    assert not message and f"<td>{expected.measures['EF']:.1f} %</td>" in talk and 'class="text"' not in talk
+    events.close(person())
+    assert events.show_chosen(person())[0].count("no picture yet") == 2
+
+
 @pytest.mark.parametrize("error", [RuntimeError("Mrs <b>Miller</b>"), DataError("Mrs <b>Miller</b> is unreadable")])
 def test_an_unexpected_error_is_a_sentence_and_a_line_without_values(events, monkeypatch, caplog, error):
     def fail(*_: object) -> None:
@@ -209,4 +233,4 @@ def test_an_unexpected_error_is_a_sentence_and_a_line_without_values(events, mon
 
 def test_all_events_of_the_page_have_the_decorator(events):
     public = [name for name in vars(Events) if not name.startswith("_") and callable(getattr(Events, name))]
-    assert len(public) == 13 and all(hasattr(getattr(Events, name), "__wrapped__") for name in public)
+    assert len(public) == 16 and all(hasattr(getattr(Events, name), "__wrapped__") for name in public)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +19,10 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.
 import anyio
 import httpx
 import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
 from mllm import load
-from mllm.errors import ConfigError, DataError
+from mllm.errors import DataError
 from mllm.predict.loaded_model import LoadedModel
 from mllm.serve.app import build_app
 from mllm.serve.keeping import Keeper
@@ -243,8 +241,16 @@ def test_a_page_of_another_machine_cannot_use_this_one(served):
         assert sent.status_code == 403, path
 
 
-def test_a_model_of_measures_is_refused(tmp_path):
-    app = FastAPI()
-    app.state.service = SimpleNamespace(model=SimpleNamespace(model=SimpleNamespace(generates_text=False)))
-    with pytest.raises(ConfigError, match="use mllm predict --video"):
-        build_page(app, Corrections(tmp_path), tmp_path)
+def test_the_page_of_a_model_of_measures_measures_in_the_queue_of_the_server(measuring, tmp_path):
+    testclient = pytest.importorskip("fastapi.testclient")
+    app = build_page(build_app(measuring, Limits(pixels=5000)), Corrections(tmp_path / "kept"), tmp_path / "files")
+    images = {name: Image.new("L", (40, 40), gray).convert("RGB") for name, gray in (("ED", 50), ("ES", 90))}
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        parts = [part["props"].get("elem_id") for part in client.get("/ui/config").json()["components"]]
+        assert {"view", "take", "chosen"} <= set(parts) and not {"question", "correct"} & set(parts)
+        asker = QueuedModel(app.state.service)
+        answer = client.portal.call(anyio.to_thread.run_sync, lambda: asker.measure(images))
+        assert answer.measures == measuring.measure(images).measures
+        images["ES"] = Image.new("RGB", (90, 90))
+        with pytest.raises(DataError, match="have 9,700 pixels, and the limit"):
+            client.portal.call(anyio.to_thread.run_sync, lambda: asker.measure(images))
