@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from mllm.errors import ConfigError
 from mllm.planning.cards import UTILIZATION, Card, card_of_memory, find_card, smallest_card, usable_memory
 from mllm.planning.plan import Plan, plan
 from mllm.planning.processes import peak_of
-from mllm.planning.render import Answer, Rate
+from mllm.planning.render import Answer, Rate, changes_text
 from mllm.planning.search import fitting, largest_micro_batch
 from mllm.run_files import FACTS
 
@@ -67,8 +69,9 @@ def answer(
         else:
             fit = fitting(first, planner, limit, gpus)
             if fit is None:
-                least = min(plans.values(), key=lambda item: peak_of(item, gpus))
-                refusal = _refusal(first, least, card, limit, gpus, capability)
+                changes, least = min(plans.items(), key=lambda item: peak_of(item[1], gpus))
+                tried = f" with {changes_text(json.loads(changes))}" if changes != "{}" else ""
+                refusal = _refusal(first, least, tried, card, limit, gpus, capability)
     if rate is None and card is not None and card.half:
         speed = card.single if first.config.training_args["bf16"] is False and _is_single(first) else card.half
         rate = Rate(speed * 1e12 * UTILIZATION, f"{UTILIZATION:.0%} of the {speed:g} * 10^12 a second of {card.name}")
@@ -97,12 +100,18 @@ def _target(gpu: str | None, memory: int | None, gpus: int) -> tuple[Card | None
     if hardware.device != "cuda":
         return None, None, ANY
     assert hardware.capability is not None
-    card = Card(hardware.name, hardware.memory / 2**30, hardware.capability, 0.0, 0.0, "")
+    try:
+        known = find_card(hardware.name)
+    except ConfigError:  # a card without a row has no rates
+        known = Card(hardware.name, 0.0, hardware.capability, 0.0, 0.0, "")
+    card = replace(known, memory=hardware.memory / 2**30)
     return card, usable_memory(hardware.memory), hardware
 
 
-def _refusal(first: Plan, least: Plan, card: Card | None, limit: int, gpus: int, capability: tuple[int, int]) -> str:
-    """Return the error of a config that no change makes fit."""
+def _refusal(
+    first: Plan, least: Plan, tried: str, card: Card | None, limit: int, gpus: int, capability: tuple[int, int]
+) -> str:
+    """Return the error of a config that no change makes fit. The changes of its least plan are `tried`."""
     assert card is not None
     fits = smallest_card(peak_of(least, gpus), capability)
     other = (
@@ -110,8 +119,8 @@ def _refusal(first: Plan, least: Plan, card: Card | None, limit: int, gpus: int,
     )
     return (
         f"{first.config.name} needs {peak_of(first, gpus) / 1e9:.1f} GB, and {card.name} has {limit / 1e9:.1f} GB for "
-        f"tensors: no change that mllm plan tries makes it fit; the least is {peak_of(least, gpus) / 1e9:.1f} GB, and "
-        f"{other}"
+        "tensors: no change that mllm plan tries makes it fit; the least is "
+        f"{peak_of(least, gpus) / 1e9:.1f} GB{tried}, and {other}"
     )
 
 
@@ -126,7 +135,13 @@ def measured_rate(folder: Path) -> Rate:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--measured: {file} cannot be read ({error}): name the folder of a finished run") from error
-    memory = facts.get("memory") or {}
-    if not memory.get("flops_per_token") or not memory.get("tokens_per_second"):
-        raise ConfigError(f"--measured: {file} has no plan with a speed: use a run that was trained with a plan")
-    return Rate(memory["flops_per_token"] * memory["tokens_per_second"], f"the speed of {folder}")
+    memory = facts.get("memory") if isinstance(facts, dict) else None
+    values = memory if isinstance(memory, dict) else {}
+    figures = [values.get(key) for key in ("flops_per_token", "tokens_per_second")]
+    numbers = [float(value) for value in figures if isinstance(value, int | float) and 0 < value < math.inf]
+    if len(numbers) < len(figures):
+        raise ConfigError(
+            f"--measured: {file} has no plan with a speed: use a run of a model of texts that was trained with a plan "
+            "(always done on a GPU, otherwise with `mllm train --plan`)"
+        )
+    return Rate(math.prod(numbers), f"the speed of {folder}")

@@ -81,15 +81,20 @@ def usable_memory(total: float) -> int:
 
 
 def find_card(name: str) -> Card:
-    """Return the card with a name, such as 'T4', 'rtx 3090' or 'A100-40GB'. Raise `ConfigError` for another name."""
-    plain = re.sub(r"nvidia|geforce|tesla|quadro|gb$|[\s_]", "", name.lower())
+    """Return the card with a name, such as 'T4', 'rtx 3090' or, as drivers report it, 'NVIDIA A100-SXM4-40GB'.
+
+    Raises:
+        ConfigError: The table has no such card. The H100 for PCIe, which is slower than its row, has none.
+    """
+    plain = re.sub(r"[\s_]", "", name.lower())
+    plain = re.sub(r"nvidia|geforce|tesla|quadro|(?<!h100)-?pcie|-?sxm\d?|hbm\d\w?", "", plain).removesuffix("gb")
     cards = {card.name.lower(): card for card in CARDS}
     cards |= {alias.lower(): cards[own.lower()] for alias, own in ALIASES.items()}
     by_letters = {key.replace("-", ""): card for key, card in cards.items()}
     if plain.replace("-", "") in by_letters:
         return by_letters[plain.replace("-", "")]
     names = [card.name for card in CARDS]
-    raise ConfigError(f"unknown GPU '{name}'{hint(name, names)}; --memory 16GB plans for any other")
+    raise ConfigError(f"unknown GPU '{name}'{hint(name, names)} (--memory 16GB plans for any other)")
 
 
 def card_of_memory(total: int) -> Card:

@@ -88,7 +88,7 @@ def as_text(answer: Answer) -> str:
         f"{per_update} in an update{f' on each of {answer.gpus} GPUs' if answer.gpus > 1 else ''}, "
         f"{update.trained:,} trained parameters",
         "",
-        f"{'memory at the peak':<34}{'GB':>8}",
+        "memory at the peak, in GB of 10^9 bytes",
     ]
     components = dict(update.components)
     if plan.per_sample_gradients:
@@ -112,7 +112,8 @@ def _speed(answer: Answer) -> list[str]:
     lines = [f"operations: {plan.flops_per_sample / 1e12:.2f} * 10^12 for a sample, recomputed activations included"]
     seconds = answer.seconds_per_sample
     if seconds is None or answer.rate is None:
-        return lines
+        unknown = "--gpu NAME of a card in the table or --measured RUN gives a rate"
+        return [*lines, f"cost: unknown, because the rate is unknown: {unknown}"] if answer.price else lines
     step = seconds * logical_batch_size(plan.config.training_args) * answer.gpus
     text = f"time: {_duration(step)} for an update"
     if answer.hours_per_epoch is not None:
@@ -121,7 +122,7 @@ def _speed(answer: Answer) -> list[str]:
     if answer.cost_per_epoch is not None:
         lines.append(f"cost: {answer.cost_per_epoch:.2f} for an epoch at {answer.price:g} for an hour of a GPU")
     elif answer.price is not None:
-        lines.append("cost: unknown, because the number of samples or the rate is unknown")
+        lines.append("cost: unknown, because the number of samples is unknown without the data")
     return lines
 
 
@@ -133,8 +134,8 @@ def _duration(seconds: float) -> str:
 
 def _verdict(answer: Answer) -> list[str]:
     if answer.limit is None:
-        card = "no card of the table" if answer.smallest is None else f"a {answer.smallest.name} or larger"
-        return [f"fits: {card}; --gpu NAME or --memory 16GB plans for a GPU"]
+        card = "none of the table" if answer.smallest is None else answer.smallest.name
+        return [f"smallest card that fits: {card}; --gpu NAME or --memory 16GB plans for a GPU"]
     assert answer.card is not None
     room = f"{answer.peak / GB:.1f} of {answer.limit / GB:.1f} GB that tensors can occupy on {answer.card.name}"
     if answer.fits:
@@ -163,6 +164,10 @@ def _notes(answer: Answer) -> list[str]:
         notes.append("the data are not read, so a sample has one image (of each view), and an epoch an unknown length")
     if plan.stores_features:
         notes.append("features of images are stored before the first update, so the vision tower does not run in it")
+    if plan.config.data_args.share_images:
+        notes.append("samples of the plan have no image in common; those that share one need less")
+    if answer.gpus > 1 and plan.shards in ("zero3", "fsdp"):
+        notes.append("the layers that are gathered while they compute need memory in addition, about twice the largest")
     return [f"note: {note}" for note in notes]
 
 

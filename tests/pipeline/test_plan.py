@@ -182,21 +182,30 @@ def test_text_and_json_of_a_plan(answered):
 
 def test_what_does_not_fit_names_the_smallest_card(folder, tiny_medgemma, capsys):
     Path("run.py").write_text(f"""
-model_args = dict(type="medgemma", model_name_or_path="{tiny_medgemma}", lora_r=4, max_length=128, image_size=112,
+model_args = dict(type="medgemma", model_name_or_path="{tiny_medgemma}", lora_r=5, max_length=128, image_size=112,
                   image_token_len=16, load_in_4bit=True)
 objectives = dict(next_token=dict(type="NextToken"))
 training_args = dict(per_device_train_batch_size=1, fp16=True, gradient_checkpointing=True, optim="adamw_8bit")
 """)
-    assert run_command(main, ["run.py", "--memory", "0.42GB"]) == 2
+    assert run_command(main, ["run.py", "--memory", "0.42GB", "--price", "2"]) == 2
     out, err = capsys.readouterr()
+    assert "cost: unknown, because the rate is unknown: --gpu NAME" in out
     assert "does not fit" in out and "memory at the peak" in out
     assert "no change that mllm plan tries makes it fit" in err and "the smallest card that fits then is GTX1650" in err
+    assert "GB with --cfg-options model_args.lora_r=4, and" in err
 
 
 def test_a_measured_rate(tmp_path):
     facts = {"memory": {"planned": 1, "measured": 1, "flops_per_token": 2e9, "tokens_per_second": 500.0}}
     (tmp_path / "facts.json").write_text(json.dumps(facts))
     assert measured_rate(tmp_path).flops == 1e12
-    (tmp_path / "facts.json").write_text(json.dumps({"memory": {}}))
-    with pytest.raises(ConfigError, match="has no plan with a speed"):
-        measured_rate(tmp_path)
+    numbers = {"flops_per_token": 2e9}
+    broken = [{}, [], {**numbers, "tokens_per_second": "fast"}, {**numbers, "tokens_per_second": math.nan}]
+    for memory in (*broken, {**numbers, "tokens_per_second": -1.0}, {**numbers, "tokens_per_second": None}):
+        (tmp_path / "facts.json").write_text(json.dumps({"memory": memory}))
+        with pytest.raises(ConfigError, match="has no plan with a speed"):
+            measured_rate(tmp_path)
+    for content in ("[]", "{", "3"):
+        (tmp_path / "facts.json").write_text(content)
+        with pytest.raises(ConfigError, match="--measured: .*facts.json (has no plan|cannot be read)"):
+            measured_rate(tmp_path)

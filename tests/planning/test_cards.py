@@ -18,6 +18,10 @@ from mllm.planning.cards import CARDS, CONTEXT, FRAGMENTATION, GIB, find_card, s
         ("A100", "A100-40"),
         ("A100 80GB", "A100-80"),
         ("h100", "H100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("NVIDIA A100 80GB PCIe", "A100-80"),
+        ("Tesla V100-PCIE-32GB", "V100-32"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
     ],
 )
 def test_names_of_cards(text, name):
@@ -27,6 +31,8 @@ def test_names_of_cards(text, name):
 def test_an_unknown_card_names_the_nearest():
     with pytest.raises(ConfigError, match="unknown GPU 'RTX3091': did you mean 'RTX3090'"):
         find_card("RTX3091")
+    with pytest.raises(ConfigError, match="unknown GPU 'NVIDIA H100 PCIe'"):  # slower than the row of the table
+        find_card("NVIDIA H100 PCIe")
 
 
 def test_names_are_unique_and_every_card_has_a_source():
