@@ -27,7 +27,8 @@ SIDE = 1024
 """Side in pixels of an image that stands for those of absent data."""
 ROWS = 8
 """Number of rows of the data that are read for the number and the size of their images."""
-WORDS = "these words stand where the answer will stand "
+WORD = "a "
+"""Text of at least one token. Longer words have several in small vocabularies, and the processor would read them all."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def widest_sample(data: Data, bundle: Bundle, heads: Mapping[str, Any]) -> Sampl
         return encoder.synthetic(1)[0] if data.sample is None else data.sample
     length = int(vars(encoder)["max_length"])
     sample = _stand_in(bundle, heads) if data.sample is None else data.sample
-    filler = WORDS * (1 + length // 4)
+    filler = WORD * (length + 1)
     turns = list(sample.turns)
     turns[-1] = replace(turns[-1], text=f"{turns[-1].text} {filler}")
     if isinstance(encoder, Seq2SeqEncoder):
