@@ -20,16 +20,20 @@ def use_kernels(config: RunConfig, trainer: MultimodalTrainer, batch: LogicalBat
     Raises:
         ConfigError: Loss or gradients differ, or Liger has no kernels for the model.
     """
+    uses_liger, attention = config.training_args["use_liger_kernel"], config.model_args.attn_implementation
+    if attention is not None and FLASH not in attention:
+        attention = None
+    if not uses_liger and attention is None:
+        return
     piece = batch.pieces[-1].to(trainer.args.device)
-    if config.training_args["use_liger_kernel"]:
+    if uses_liger:
         origin = config.origin("training_args", "use_liger_kernel")
         expected = _pass(trainer, piece)
         names = use_liger_kernels(trainer.learner.student.pretrained, trainer.args.device.type)
         found = agreement(_pass(trainer, piece), expected, precision, f"{origin}: use_liger_kernel=True")
         logger.info("kernels of Liger for %s: %s", ", ".join(names), found)
-    name = config.model_args.attn_implementation
-    if name is not None and FLASH in name:
-        compare_attention(config, trainer, piece, precision, name)
+    if attention is not None:
+        compare_attention(config, trainer, piece, precision, attention)
 
 
 def compare_attention(config: RunConfig, trainer: MultimodalTrainer, piece: Batch, precision: str, name: str) -> None:
