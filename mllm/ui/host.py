@@ -32,6 +32,10 @@ def add_page(app: FastAPI, events: Events, token: str | None = None) -> None:
     def root() -> Response:
         return RedirectResponse(PAGE)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)  # browsers ask for it
+
     @app.get(REPORT, include_in_schema=False)
     def report(run: str = "") -> Response:
         try:

@@ -70,7 +70,7 @@ class Layout:
     def _add_measuring(self) -> None:
         """Add the choice of a picture for each view of a model of measures."""
         views = list(self.events.views)
-        self.view = gr.Radio(views, value=views[0], label="View of the picture on the page", elem_id="view")
+        self.view = gr.Radio(views, value=views[0], label="View that the picture shows", elem_id="view")
         self.take = gr.Button("Use the picture for this view", elem_id="take")
         self.chosen = gr.HTML(chosen_html([(name, None) for name in views]), elem_id="chosen")
         self.measure = gr.Button("Measure", variant="primary", elem_id="ask")

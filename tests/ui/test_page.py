@@ -159,6 +159,7 @@ def test_the_page_names_no_other_host_and_shows_no_other_file(served):
     report = httpx.get(f"{address}/ui-report", params={"run": str(folder)})
     assert report.status_code == 404 and str(folder) in report.text
     assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "first"
+    assert httpx.get(f"{address}/favicon.ico").status_code == 204
 
 
 def test_a_page_with_a_token_opens_with_it_only(model, tmp_path):
