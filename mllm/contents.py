@@ -14,7 +14,7 @@ from mllm.structures import Answer, Mark, Sample
 Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
 a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
-_NO_RANGE = r"(?![\w/]|\s?(?:[-\u2013\u00b1]|to|or)\s?\d)"
+_NO_RANGE = r"(?![\w/]|\s?(?:[-\u2013\u00b1]|\+/?-|to|or|and)\s?\d)"
 """Pattern behind the unit of a value that is neither part of another unit nor the beginning of a range."""
 UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
 """Units of measures by name: ejection fraction, end-diastolic and end-systolic volume."""

@@ -45,8 +45,7 @@ class SampleDataset(ABC):
     """True if the boxes of rows are read as corners in pixels by default, and no option states their form."""
     has_box_option: bool = False
     """True if the option `box` selects the form of the boxes in rows."""
-    fixed: bool = True
-    """True if an index refers to the same row in every epoch."""
+    fixed: bool = True  # an index refers to the same row in every epoch
     has_references: bool = True
     """False for rows that are questions alone, such as those of a test split of a challenge, which has no figures."""
 
@@ -230,8 +229,7 @@ class ImageTextDataset(RowImages, AugmentedDataset, RecordDataset):
     """Fields of a row that the class reads: those in `required`, and in `optional` of the class and its bases."""
     has_columns: ClassVar[bool] = True
     """False for classes whose rows come from official files, so that no column has another name."""
-    has_answers: ClassVar[bool] = True
-    """False for classes whose samples may have an empty answer."""
+    has_answers: ClassVar[bool] = True  # False for classes whose samples may have an empty answer
     assignable: ClassVar[tuple[str, ...]] = ("transforms", "seed", "reader", "patient_column", "columns")
     columns: Mapping[str, str] | None = None
 

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 """Relative tolerance of the loss, by the dtype of the vocabulary."""
+ROUNDING = 3e-5
+"""Relative tolerance of hidden states in fp32 that must be equal. New weights attend to later tokens so little that a
+larger one would not show it."""
 
 MAX_BATCHES = 16
 """Maximum number of logical batches, after the first, that are read to find gradients."""
@@ -155,7 +158,10 @@ def _check_causality(learner: Learner, piece: Batch, outputs: Outputs) -> None:
     changed[sample, last] = others[0]
     before = outputs.hidden_BLD[sample, :last].float()
     after = student(**{**piece.student, name: changed}).hidden_BLD[sample, :last].float()
-    if (after - before).abs().max() > _tolerance(learner, before.device) * before.std():
+    tolerance = _tolerance(learner, before.device)
+    tolerance = ROUNDING if tolerance == TOLERANCE[torch.float32] else tolerance
+    # Single dimensions of many models are a thousand times as large as the others, and so is their rounding.
+    if ((after - before).abs() > tolerance * (before.std() + before.abs())).any():
         raise ConfigError(
             f"{type(student.pretrained).__name__} attends to later tokens, so it would see the answer in training: "
             "choose a causal language model, or a type that masks the answer"

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
@@ -87,6 +89,37 @@ def test_a_prefix_model_generates_as_it_trains(paligemma):
     answer = generate(paligemma, [sample], max_new_tokens=5, progress=False)[0]
     assert answer.text == paligemma.encoder.read_answer(torch.tensor(tokens, dtype=torch.long)).text
     assert answer.tokens == min(len(tokens) + 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("bert", dict(num_attention_heads=2, num_hidden_layers=2, initializer_range=0.01)),
+        ("electra", dict(num_attention_heads=2, num_hidden_layers=2, embedding_size=32)),
+        ("xlm", dict(emb_dim=32, n_layers=2, n_heads=2)),
+        (
+            "gemma3_text",
+            dict(num_key_value_heads=1, head_dim=16, num_hidden_layers=2, use_bidirectional_attention=True),
+        ),
+        ("gemma3_text", dict(num_key_value_heads=1, head_dim=16, num_hidden_layers=2)),
+        ("mixtral", dict(num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=2, num_local_experts=4)),
+    ],
+)
+def test_new_weights_that_attend_a_little_to_later_tokens(tiny_medgemma, tmp_path, kind, options):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_medgemma)
+    torch.manual_seed(0)
+    sizes = {} if kind == "xlm" else dict(hidden_size=32, intermediate_size=64)
+    config = CONFIG_MAPPING[kind](vocab_size=len(tokenizer), **sizes, **options)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    bundle = load_pretrained(
+        ModelArgs(type="causal-lm", model_name_or_path=str(tmp_path / "model"), lora_r=2, max_length=64), CPU
+    )
+    if kind == "mixtral" or (kind == "gemma3_text" and "use_bidirectional_attention" not in options):
+        check(bundle)
+    else:
+        with pytest.raises(ConfigError, match="attends to later tokens"):
+            check(bundle)
 
 
 def test_a_model_that_reads_the_whole_text_is_refused(tiny_medgemma, tmp_path):

@@ -129,6 +129,7 @@ def test_equal_references_have_no_r2():
         ("EF of 55 %; EDV was 90 mL.", {"EF": 55, "EDV": 90}),
         ("EF 50-60 %", {}),
         ("EF 50 %-60 %, EDV 90 mL to 100 mL, ESV 40 mL \u00b1 5", {}),
+        ("EF 50 % +/- 5 %, EDV 90 mL and 100 mL", {}),
         (f"EF {'9' * 30} %, EDV 120000 mL", {}),
         ("EF < 40 %", {}),
         ("EF about 1.2.3 %", {}),

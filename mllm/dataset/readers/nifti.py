@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.gray import Choice, full_range, is_threshold
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
@@ -174,7 +175,7 @@ def _count_bytes(image: Nifti1Image, volume: int, path: Path) -> int:
     if not 0 <= volume < count:
         raise DataError(f"{path} has no volume {volume}: it has {count}, from 0 to {count - 1}")
     if _start_of_voxels(image) < image.header.sizeof_hdr:
-        raise DataError(f"{path} is damaged: its voxels begin within its header (vox_offset)")
+        raise unusable(path, "is damaged: its voxels begin within its header (vox_offset)")
     size = math.prod(shape[:3]) * image.get_data_dtype().itemsize * (int(volume) + 1)
     check_size(path, size)
     _warn_of_further_voxels(image, size // (int(volume) + 1) * count, path)
