@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from mllm.dataset.base import RecordDataset
 from mllm.dataset.indices import from_zero
-from mllm.errors import DataError, UserError, errors_of_row, with_location
+from mllm.errors import DataError, with_location
 from mllm.structures import Sample, Turn
 
 
@@ -36,12 +36,11 @@ class TextDataset(RecordDataset):
 
     @override
     def inspect(self, index: int) -> Sample:
-        row, source = self.records[self._number(index)], self.describe(index)
+        row = self.records[self._number(index)]
         try:
-            with errors_of_row(source):
-                return Sample(turns=self.turns_of(row), group=self.row_group(row))
-        except UserError as error:
-            raise with_location(error, source) from error
+            return Sample(turns=self.turns_of(row), group=self.row_group(row))
+        except DataError as error:
+            raise with_location(error, self.describe(index)) from error
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
