@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -94,8 +95,7 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
             candidates = trainable if name in unreached else missing
             if not total.requires_grad or not candidates:
                 continue
-            gradients = torch.autograd.grad(total, list(candidates.values()), retain_graph=True, allow_unused=True)
-            reached = [tensor for tensor, gradient in zip(candidates, gradients, strict=True) if gradient is not None]
+            reached = _reached(total, candidates)
             if any(tensor.startswith("student.") for tensor in reached):  # projectors of objectives do not count
                 unreached.discard(name)
             missing = {tensor: parameter for tensor, parameter in missing.items() if tensor not in reached}
@@ -114,6 +114,29 @@ def _check_gradients(learner: Learner, pieces: Iterable[Batch]) -> None:
         )
     if idle:
         logger.warning("the objectives %s have no supervised item in the first batches of the data", sorted(idle))
+
+
+def _reached(total: Tensor, candidates: Mapping[str, nn.Parameter]) -> set[str]:
+    """Return the names of the parameters that have a gradient of `total`, [].
+
+    Each gradient is dropped before the next one is computed: a process whose engine divides gradients has no memory for
+    all of them, and at this time it has all weights.
+    """
+    reached = set()
+
+    def drop(name: str, parameter: Tensor) -> None:
+        reached.add(name)
+        parameter.grad = None
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(partial(drop, name)) for name, parameter in candidates.items()
+    ]
+    try:
+        total.backward(retain_graph=True, inputs=list(candidates.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return reached
 
 
 @torch.no_grad()

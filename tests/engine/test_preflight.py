@@ -21,6 +21,18 @@ def test_a_valid_run_passes_without_side_effects(make_trainer, trained):
     assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
 
 
+def test_one_gradient_is_held_at_a_time(make_trainer):
+    """With FSDP2 and ZeRO-3, processes have no memory for the gradients of all weights that train."""
+    trainer, held = make_trainer(), []
+    parameters = [parameter for parameter in trainer.learner.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(
+            lambda _: held.append(sum(parameter.grad is not None for parameter in parameters))
+        )
+    _run(trainer)
+    assert held == [1] * len(parameters)
+
+
 def test_a_trainable_tensor_without_gradient_is_named(make_trainer):
     trainer = make_trainer()
     trainer.learner.student.idle = torch.nn.Parameter(torch.zeros(3))
