@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ _STARTS = {b"GIF8": ".gif", b"II*\0": ".tif", b"MM\0*": ".tif"}
 _DICOM_START = 128, b"DICM"
 """Position and text by which DICOM files are recognized."""
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _PLAIN = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Suffixes of files whose header has the size of their only image."""
 _PILLOW = ("PNG", "JPEG", "WEBP", "BMP")
@@ -61,7 +63,10 @@ def check_image_folder(folder: Path, option: str = "image_folder") -> None:
 
 
 def find_file(folder: Path, name: str | Path) -> Path:
-    """Return the path of a file below a folder. Backslashes of Windows separate names if no file has them.
+    """Return the path of a file below a folder.
+
+    If no file has the name, it is also searched with `/` for the backslashes of Windows, without white space around it,
+    and with accents in the other form of Unicode: macOS writes `u` and a diaeresis for `ü`.
 
     Raises:
         DataError: The file does not exist.
@@ -73,8 +78,13 @@ def find_file(folder: Path, name: str | Path) -> Path:
     if _WINDOWS.match(text):
         fault = "is a Windows path: write it relative to image_folder, with /"
         raise DataError(f"image {text} {fault}", f"its image {fault}")
-    if "\\" in text and (converted := folder / text.replace("\\", "/")).exists():
-        return converted
+    if _URL.match(text):
+        fault = "is a URL: download the images, and write their paths"
+        raise DataError(f"image {text[:200]} {fault}", f"its image {fault}")
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, text.replace("\\", "/").strip())
+        if other and os.path.exists(folder / other):
+            return folder / other
     raise DataError(f"image {path} does not exist{_missing_file_hint(path)}", "its image does not exist")
 
 

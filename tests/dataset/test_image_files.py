@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -157,3 +158,20 @@ def test_the_value_of_an_image_that_is_no_path_is_not_repeated(tmp_path: Path) -
     data = build_dataset({"type": "VQADataset", "data_path": str(tmp_path / "rows.parquet")})
     with pytest.raises(DataError, match="image must be a path, or an object with a 'path' that is a text, not None$"):
         data.sample(0)
+
+
+def test_a_name_is_also_found_without_white_space_around_it_and_in_the_other_form_of_unicode(tmp_path):
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        name = f"{form} m\u00fcller.png"
+        path = tmp_path / unicodedata.normalize(form, name)
+        path.touch()
+        assert find_file(tmp_path, unicodedata.normalize(other, name)) == path
+        assert find_file(tmp_path, f" {unicodedata.normalize(other, name)} ") == path
+    with pytest.raises(DataError, match="absent.png does not exist"):
+        find_file(tmp_path, "absent.png")
+
+
+@pytest.mark.parametrize("name", ["https://example.org/a.png", "s3://bucket/a.png", "data:image/png;base64,AAAA"])
+def test_a_url_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=f"image {name} is a URL: download the images, and write their paths"):
+        find_file(tmp_path, name)
