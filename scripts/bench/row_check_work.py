@@ -41,8 +41,8 @@ class Pictures:
     """Writer of image files below a folder."""
 
     def __init__(self, folder: Path, suffix: str = ".png", size: tuple[int, int] = (WIDTH, HEIGHT), mode: str = "RGB"):
-        self.folder, self.suffix, self.size, self.mode, self.count = folder, suffix, size, mode, 0
-        self.source = folder
+        self.suffix, self.size, self.mode, self.count = suffix, size, mode, 0
+        self.folder = self.source = folder
 
     def add(self, name: str) -> str:
         """Write an image file and return its name."""
@@ -65,6 +65,12 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write a JSON lines file and return its path."""
     with path.open("w") as file:
         file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return str(path)
+
+
+def write_json(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write a JSON file with a list of rows and return its path."""
+    path.write_text(json.dumps(list(rows)))
     return str(path)
 
 
@@ -98,16 +104,11 @@ def _questions(folder: Path, rows: int) -> Iterable[dict[str, Any]]:
         yield {"image": image, "question": question, "answer": answer, "patient": _patient(number), "modality": "CT"}
 
 
-def vqa_json_lines(folder: Path, rows: int) -> dict[str, Any]:
-    """Write rows of `VQADataset` as JSON lines."""
-    return {"type": "VQADataset", "data_path": write_json_lines(folder / "rows.jsonl", _questions(folder, rows))}
-
-
-def _vqa_table(name: str, delimiter: str) -> Writer:
-    """Return the writer of rows of `VQADataset` as CSV or TSV."""
+def _vqa_table(name: str, write_rows: Callable[..., str], **options: Any) -> Writer:
+    """Return the writer of rows of `VQADataset` as a file that `write_rows` writes with the options."""
 
     def write(folder: Path, rows: int) -> dict[str, Any]:
-        return {"type": "VQADataset", "data_path": write_csv(folder / name, _questions(folder, rows), delimiter)}
+        return {"type": "VQADataset", "data_path": write_rows(folder / name, _questions(folder, rows), **options)}
 
     return write
 
@@ -263,8 +264,7 @@ def chest_xray14(folder: Path, rows: int) -> dict[str, Any]:
         facts = {"Patient ID": number // 4, "Patient Age": 58, "Patient Gender": "M", "View Position": "PA"}
         lines.append({"Image Index": name, "Finding Labels": labels, "Follow-up #": 0, **facts})
     write_csv(folder / "Data_Entry_2017.csv", lines)
-    names = "\n".join(str(line["Image Index"]) for line in lines)
-    (folder / "train_val_list.txt").write_text(names)
+    (folder / "train_val_list.txt").write_text("\n".join(str(line["Image Index"]) for line in lines))
     return {"type": "ChestXray14Dataset", "data_path": str(folder)}
 
 
@@ -342,9 +342,8 @@ def path_vqa(folder: Path, rows: int) -> dict[str, Any]:
     for number in range(rows):
         image = pictures.add(f"train_{number:06}.jpg").removesuffix(".jpg")
         entries.append({"image": image, "question": _QUESTIONS[number % 4], "answer": _ANSWERS[number % 4]})
-    path = folder / "qas" / "train" / "train_qa.pkl"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(pickle.dumps(entries, protocol=2))
+    (folder / "qas" / "train").mkdir(parents=True)
+    (folder / "qas" / "train" / "train_qa.pkl").write_bytes(pickle.dumps(entries, protocol=2))
     return {"type": "PathVQADataset", "data_path": str(folder)}
 
 
@@ -365,9 +364,10 @@ def _with_options(write: Writer, share: int = 1, **options: Any) -> Writer:
 
 
 KINDS: dict[str, Writer] = {
-    "VQA, JSON lines": vqa_json_lines,
-    "VQA, CSV": _vqa_table("rows.csv", ","),
-    "VQA, TSV": _vqa_table("rows.tsv", "\t"),
+    "VQA, JSON lines": _vqa_table("rows.jsonl", write_json_lines),
+    "VQA, JSON": _vqa_table("rows.json", write_json),
+    "VQA, CSV": _vqa_table("rows.csv", write_csv),
+    "VQA, TSV": _vqa_table("rows.tsv", write_csv, delimiter="\t"),
     "VQA, Parquet": vqa_parquet,
     "text QA": text_qa,
     "multiple choice": multiple_choice,
