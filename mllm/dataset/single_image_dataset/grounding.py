@@ -274,16 +274,18 @@ def numbers_in(values: Any, count: int, field: str) -> list[float]:
         numbers = []
     # A text is a sequence, too: '1234' is not the list [1, 2, 3, 4].
     if len(numbers) != count or isinstance(values, (str, bytes, Mapping)) or bool in map(type, values):
-        fault = f"field '{field}' must contain {'four' if count == 4 else 'two'} numbers"
-        raise DataError(f"{fault}, not {values!r}", fault)
+        if count == 4:
+            reason = f"field '{field}' must contain four numbers"
+            raise DataError(f"field '{field}' must contain four numbers, not {values!r}", reason)
+        raise DataError(f"field '{field}' must contain two numbers, not {values!r}")
     return numbers
 
 
 def index_group(value: Any, field: str) -> list[int]:
     """Return a list of indices of boxes; raises `DataError` for anything else, such as truth values and fractions."""
     if not isinstance(value, (list, tuple)) or any(type(index) is not int or index < 0 for index in value):
-        fault = f"the boxes of field '{field}' must be lists of indices from 0"
-        raise DataError(f"{fault}, not {value!r}", fault)
+        reason = f"the boxes of field '{field}' must be lists of indices from 0"
+        raise DataError(f"the boxes of field '{field}' must be lists of indices from 0, not {value!r}", reason)
     return list(value)
 
 
