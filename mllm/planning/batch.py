@@ -28,7 +28,7 @@ SIDE = 1024
 ROWS = 8
 """Number of rows of the data that are read for the number and the size of their images."""
 WORD = "a "
-"""Text of at least one token. Longer words have several in small vocabularies, and the processor would read them all."""
+"""Text of at least one token. Longer words have several in small vocabularies, and the processor reads them all."""
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,8 @@ def _notes(answer: Answer) -> list[str]:
     plan = answer.plan
     notes = []
     if plan.rows is None:
-        notes.append("the data are not read, so a sample has one image (of each view), and an epoch an unknown length")
+        image = "a sample has one image (of each view), and " if plan.images else ""
+        notes.append(f"the data are not read, so {image}the number of samples of an epoch is unknown")
     if plan.stores_features:
         notes.append("features of images are stored before the first update, so the vision tower does not run in it")
     if plan.config.data_args.share_images:
