@@ -96,6 +96,9 @@ class AnnotationRecords(Records):
 class AnnotatedDataset(GroundingDataset):
     r"""Base of datasets that read labeled boxes of Pascal VOC or COCO, or the rows of a table.
 
+    An image must have the size that its annotation names. For an image with a crowd of COCO there is no question about
+    the boxes or the number of the label of the crowd, which is present.
+
     Args:
         data_path: Folder with the layout of Pascal VOC (`Annotations`, `ImageSets/Main`, `JPEGImages`), COCO file
             (`.json`), or table.
