@@ -43,9 +43,8 @@ class SampleDataset(ABC):
     """False for classes whose samples are generated, so that no row can be unusable."""
     assumes_corners: bool = False
     """True if the boxes of rows are read as corners in pixels by default, and no option states their form."""
-    has_box_option: bool = False
-    """True if the option `box` selects the form of the boxes in rows."""
-    fixed: bool = True  # an index refers to the same row in every epoch
+    fixed: bool = True
+    """True if an index refers to the same row in every epoch."""
     has_references: bool = True
     """False for rows that are questions alone, such as those of a test split of a challenge, which has no figures."""
 

@@ -8,6 +8,7 @@ from PIL.Image import Image
 
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.rows import Row
+from mllm.dataset.single_image_dataset.grounding import GroundingDataset
 from mllm.errors import DataError
 from mllm.private_messages import PublicText
 from mllm.structures import Sample
@@ -75,7 +76,8 @@ class MarkForms:
         centers of at least `MIN_BOXES` different boxes are all in the upper left quarters of their images, or if the
         polygons of most objects are not in their boxes. Log a warning if all boxes or points are in that quarter.
         """
-        fix = _FIX if self.dataset.has_box_option else _FIX_FILE
+        has_option = isinstance(self.dataset, GroundingDataset) and self.dataset.has_box_option
+        fix = _FIX if has_option else _FIX_FILE
         if self.first_small is not None and self.small > self.boxes / 2:
             index, box = self.first_small
             problem = (

@@ -114,8 +114,7 @@ class GroundingDataset(ImageTextDataset):
         return self.box == "xyxy" and "box" not in vars(self)  # an option is an attribute of the object
 
     @property
-    @override
-    def has_box_option(self) -> bool:  # type: ignore[override]
+    def has_box_option(self) -> bool:
         """False if the form of the boxes is that of their file format, so that no option changes it."""
         return True
 

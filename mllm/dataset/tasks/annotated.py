@@ -151,7 +151,7 @@ class AnnotatedDataset(GroundingDataset):
 
     @property
     @override
-    def has_box_option(self) -> bool:  # type: ignore[override]
+    def has_box_option(self) -> bool:
         return self.annotations is None  # VOC and COCO have one form
 
     @property
