@@ -151,7 +151,9 @@ class OrderedRecords:
             parts: Number of parts of equal size that the rows are divided into. Rows without a record are left out.
         """
         with ExitStack() as opened:
-            files = [opened.enter_context(path.open("rb")) for path in self._paths]
+            # Those without a record may be gone: their processes remove them.
+            used = np.unique(self._places[self._places >= 0] >> _OFFSET_BITS).tolist()
+            files = {number: opened.enter_context(self._paths[number].open("rb")) for number in used}
             for places in self._places.reshape(parts, -1).T:
                 records = []
                 for place in places[places >= 0].tolist():
@@ -172,7 +174,7 @@ def unfinished_files(folder: Path, stem: str = STEM) -> list[Path]:
 def remove_unfinished(folder: Path, stem: str = STEM) -> None:
     """Remove the files of an unfinished evaluation from a folder."""
     for path in unfinished_files(folder, stem):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -47,6 +47,17 @@ class TwoProcesses:
         pass
 
 
+def test_a_process_without_a_row_removes_its_file_while_the_first_one_reads_the_answers(tmp_path):
+    """A split has fewer rows than there are processes."""
+    first, second = (UnfinishedPredictions(tmp_path, {}, process) for process in range(2))
+    assert first.open() and second.open()
+    first.append([{"index": 0, "row": {"prediction": "a"}}])
+    ordered = first.ordered(1, with_skipped=False)
+    second.close()
+    assert [record["row"] for record in ordered] == [{"prediction": "a"}]
+    assert not second.path.exists()
+
+
 def evaluated(folder: Path, answerer, samples, kind=UnfinishedPredictions, left: int = 10**9):
     files = kind(folder, answerer.fingerprint())
     files.left = left
