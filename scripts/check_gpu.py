@@ -26,7 +26,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
 
-from gpu_checks import CHECKOUT, CHECKS, Machine, Row, as_dict, guarded
+from gpu_checks import CHECKS
+from gpu_runs import CHECKOUT, Machine, Row, as_dict, guarded
 
 from mllm.config.hardware import Hardware, detect, installed
 from mllm.files import write_json, write_text

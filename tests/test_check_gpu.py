@@ -11,7 +11,9 @@ from pathlib import Path
 import check_gpu
 import gpu_checks
 import pytest
-from gpu_checks import Machine, Row, Run, SkippedError, compared, guarded, tier_row, write_checkpoint
+from gpu_checks import compared
+from gpu_runs import CHECKOUT, Machine, Row, Run, SkippedError, guarded
+from gpu_tiers import refuse_unsuitable, tier_row, write_checkpoint
 from transformers import AutoModelForImageTextToText
 
 from mllm.errors import ConfigError
@@ -38,7 +40,7 @@ def test_all_checks_run_on_a_cpu_and_their_files_can_be_published(folder):
     text = Path("out/gpu_check.md").read_text()
     assert len(re.findall(r"^\| .* \| (?:passed|skipped) \| ", text, re.MULTILINE)) == len(names)
     for content in (text, Path("out/gpu_check.json").read_text()):
-        assert str(folder) not in content and str(gpu_checks.CHECKOUT) not in content
+        assert str(folder) not in content and str(CHECKOUT) not in content
         assert not re.search(rf"(?<!\w)(?:{getpass.getuser()}|{re.escape(platform.node())})(?!\w)", content)
 
 
@@ -82,7 +84,7 @@ def test_speed_leaves_out_the_first_update():
 
 
 def test_a_checkpoint_of_random_weights_is_loaded_by_transformers(folder, tiny_medgemma):
-    base = gpu_checks.CHECKOUT / "config/_base_"
+    base = CHECKOUT / "config/_base_"
     Path("run.py").write_text(
         f'_base_ = ["{base}/models/medgemma.py", "{base}/datasets/dummy.py", "{base}/runtime/finetune.py"]\n'
         f"model_args = dict(model_name_or_path={str(tiny_medgemma)!r})"
@@ -103,5 +105,5 @@ def test_a_full_disk_and_an_unsuitable_card_are_skipped_with_the_reason(tmp_path
     row = guarded("tier", needs_more, Machine("cuda", tmp_path, (7, 5)))
     assert (row.result, row.text) == ("skipped", "random weights need 8.6 GB of disk")
     with pytest.raises(SkippedError, match=r"compute capability 8\.0"):
-        gpu_checks.refuse_unsuitable("medgemma_16gb_ampere", Machine("cuda", tmp_path, (7, 5)))
+        refuse_unsuitable("medgemma_16gb_ampere", Machine("cuda", tmp_path, (7, 5)))
     assert guarded("bf16", gpu_checks.bf16, Machine("cuda", tmp_path, (7, 5))).result == "skipped"

@@ -47,7 +47,7 @@ def test_names(promised: dict[str, Any]) -> None:
     assert promised["license"] == "Apache-2.0"
     assert {"mllm", "mllm.config", "mllm.dataset.single_image_dataset"} <= set(promised["packages"])
     extras = {"dicom", "nifti", "video", "privacy", "gguf", "text", "evaluation", "all"}
-    extras |= {"dev", "notebook", "bench", "parity", "deepspeed", "jax", "jax-reference", "serve"}
+    extras |= {"dev", "notebook", "bench", "parity", "deepspeed", "jax", "jax-reference", "serve", "liger"}
     assert set(promised["extras_require"]) == extras
 
 

@@ -339,6 +339,7 @@ def check_merge(case: Case, bundle: Bundle, samples: list[Sample], folder: Path,
 def check_answers(bundle: Bundle, merged: Any, samples: list[Sample]) -> None:
     """Compare answers in a batch, with and without images, with those of stock transformers to one question."""
     encoder: Any = bundle.encoder
+    merged.generation_config = GenerationConfig()  # BART's config forces an end at the maximum length
     answers = generate(bundle, samples, max_new_tokens=4, batch_size=3, progress=False)
     for sample, answer in zip(samples, answers, strict=True):
         student = encoder.pad([encoder.prompt(sample)]).student

@@ -28,7 +28,7 @@ from mllm.structures import BOX, Mark, Sample
 
 logger = logging.getLogger(__name__)
 
-SIZE = "annotated size"
+SIZE = "_annotated_size"
 """Field of a row with the width and height of the image that was annotated, or None."""
 Labels = Sequence[str] | Mapping[str, str]
 TRUTH_VALUES = {

@@ -112,12 +112,24 @@ def test_generation_settings_of_the_checkpoint_are_ignored(bundle: Bundle, monke
     sampled = generate(bundle, [sample], **hot)
     settings = dict(repetition_penalty=0.1, num_beams=2, no_repeat_ngram_size=1, top_k=1, top_p=0.1, typical_p=0.1)
     settings |= dict(suppress_tokens=list(range(100, 400)), min_length=3000, min_new_tokens=8, guidance_scale=2.0)
-    settings |= dict(forced_eos_token_id=7, sequence_bias=[[[9], 50.0]], bad_words_ids=[[8]], stop_strings=["e", "a"])
+    settings |= dict(forced_eos_token_id=7, sequence_bias=[[[9], 50.0]], stop_strings=["e", "a"])
     settings |= dict(exponential_decay_length_penalty=(1, 9.0), num_return_sequences=2, encoder_no_repeat_ngram_size=1)
     for name, value in {**settings, "temperature": 9.0, "min_p": 1.0, "do_sample": True}.items():
         monkeypatch.setattr(own, name, value)
     assert generate(bundle, [sample], max_new_tokens=8, progress=False) == greedy
     assert generate(bundle, [sample], **hot) == sampled
+
+
+def test_a_token_that_a_checkpoint_forbids_is_not_generated(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, model = _samples()[0], bundle.model.pretrained
+    word = bundle.encoder.tokenizer("yes", add_special_tokens=False)["input_ids"][0]
+    size = model.get_output_embeddings().weight.shape[0]
+    # The scores are 2 for the word, 1 for the end of the turn, and 0 for the others:
+    scores = torch.eye(size)[word] * 2 + torch.eye(size)[bundle.encoder.turn_end_id]
+    monkeypatch.setattr(model.get_output_embeddings(), "forward", lambda hidden: scores.expand(*hidden.shape[:2], -1))
+    assert generate(bundle, [sample], max_new_tokens=3, progress=False)[0].tokens == 3
+    monkeypatch.setattr(model.generation_config, "bad_words_ids", [[word]])
+    assert generate(bundle, [sample], max_new_tokens=3, progress=False) == [Answer("", tokens=1)]
 
 
 def test_generation_stops_at_the_end_of_the_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
