@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 DECODED = 16
 """Number of rows of a split whose images are decoded."""
+COMPARED = 4096
+"""Maximum number of evenly spaced rows of a split of whose files parts are in its digest."""
 LONGEST = 16
 """Number of the longest rows of a split that are kept in its report."""
 IMAGE_LENGTH = 1000
@@ -163,7 +165,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
     forms: dict[int, MarkForms] = {}
     measures = ImplausibleMeasures(name)
     total = sum(1 for _ in dataset.rows())  # not `len(dataset)`, the number of draws of a MixedDataset
-    rows, step = 0, -(-total // DECODED)
+    rows, step, compared = 0, -(-total // DECODED), -(-total // COMPARED)
     sources = with_progress(dataset.rows(), f"checking the rows of {name}", total)
     for rows, (source, index) in enumerate(sources, start=1):  # noqa: B007
         with in_row(name, rows - 1):
@@ -175,7 +177,7 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
                 report.skipped[sentence_of(error)] = source
                 content.add_unusable()
                 continue
-            content.add(sample)
+            content.add(sample, reads_files=(rows - 1) % compared == 0)
             report.answers.add(sample)
             report.longest.add(sample, source, index, rows - 1)
             if len(report.token_like) < MAX_TOKENS:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from itertools import chain
+from pathlib import Path
 
 from mllm.dataset.image_files import UndecodedImage
 from mllm.structures import Mark, Sample
+
+PART = 4096
+"""Size in bytes of each part of a file."""
 
 
 class ContentDigest:
     """Digest of the samples of a split in their order: texts, marks, measures, patients and image files.
 
-    Images and masks are not decoded: files are represented by their size in bytes, and masks of COCO by their polygons
-    or run lengths. Locations of files are left out, so that data may be moved.
+    Images and masks are not decoded: files are represented by their size in bytes and, where `reads_files` says so, by
+    parts of their bytes, and masks of COCO by their polygons or run lengths. Locations of files are left out, so that
+    data may be moved.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
 
-    def add(self, sample: Sample) -> None:
-        """Add the next sample, as `SampleDataset.inspect` returns it."""
+    def add(self, sample: Sample, reads_files: bool = False) -> None:
+        """Add the next sample, as `SampleDataset.inspect` returns it.
+
+        With `reads_files`, the start, the middle and the end of each of its files are read: uncompressed images of one
+        size have equally long files.
+        """
         texts = [(turn.role, turn.text, turn.marks) for turn in sample.turns]
         images = [_file(image) for image in sample.images if isinstance(image, UndecodedImage)]
         marks = [(mark.box, mark.point, mark.image) for mark in sample.marks]
@@ -27,6 +38,10 @@ class ContentDigest:
         self._digest.update(repr((texts, images, marks, measures, sample.group)).encode("utf-8"))
         for mark in sample.marks:
             self._add_mask(mark)
+        if reads_files:
+            files = (image.files for image in sample.images if isinstance(image, UndecodedImage))
+            for path in dict.fromkeys(chain.from_iterable(files)):
+                self._add_file(path)
 
     def add_unusable(self) -> None:
         """Add the next row, which cannot be used."""
@@ -43,6 +58,17 @@ class ContentDigest:
         if mark.mask is not None:
             self._digest.update(repr(mark.mask.shape).encode())
             self._digest.update(mark.mask.tobytes())
+
+    def _add_file(self, path: Path) -> None:
+        """Add parts of a file. One that cannot be read is left out: the row is reported when its image is decoded."""
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                for start in (0, size // 2, max(0, size - PART)):
+                    file.seek(start)
+                    self._digest.update(file.read(PART))
+        except OSError:
+            return
 
 
 def _file(image: UndecodedImage) -> tuple[int | str, str, int]:

@@ -36,7 +36,7 @@ class Inputs:
 
     rows: int
     """Number of samples of the training split."""
-    content: str
+    digest: str
     """Digest of the rows of the training split."""
     validation: str
     """Digest of the rows of the validation split; empty without one."""
@@ -61,7 +61,7 @@ def inputs_of(config: RunConfig, splits: Splits) -> Inputs:
         weights |= _weights("distill_args.teacher", config.distill_args.teacher)
     return Inputs(
         rows=len(splits["train"]),
-        content=splits.reports["train"].content,
+        digest=splits.reports["train"].content,
         validation=splits.reports["validation"].content if "validation" in splits else "",
         order=sampler_seed(config),
         samples_per_update=logical_batch_size(training) * processes,
@@ -118,7 +118,7 @@ def _changed_data(initial: Inputs, current: Inputs) -> str | None:
             f"the training split has {current.rows:,} samples, but the run began with {initial.rows:,}, so samples "
             "would be repeated or left out: restore the data and data_args.train"
         )
-    if initial.content != current.content:
+    if initial.digest != current.digest:
         return (
             f"the {current.rows:,} samples of the training split are not those that the run began with: restore the "
             "data and data_args.train"

@@ -28,6 +28,9 @@ from mllm.run_files import CONFIG, ENVIRONMENT, former_config_name
 
 logger = logging.getLogger(__name__)
 
+SAME_STATES = {"adamw_torch_fused": "adamw_torch", "adamw_bnb_8bit": "adamw_8bit"}
+"""Names of optimizers -> the optimizer whose checkpoints they can read."""
+
 
 def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool) -> tuple[Path, Path | None]:
     """Return the run folder and the checkpoint to continue from, on all processes.
@@ -35,8 +38,8 @@ def open_run(config: RunConfig, hardware: Hardware, splits: Splits, resume: bool
     The first process creates the folder and writes the config, the environment and the data summary to it.
 
     Raises:
-        ConfigError: The folder cannot be opened, or a resume changes the trained tensors, the measures of a head, the
-            data or the starting weights.
+        ConfigError: The folder cannot be opened, or a resume changes the trained tensors, the optimizer, the measures
+            of a head, the data or the starting weights.
     """
     refuse_changed_measures(config.model_args)
     state = PartialState()
@@ -93,6 +96,7 @@ def _check_resumed(config: RunConfig, folder: Path, checkpoint: Path, inputs: In
     """Refuse a resume with another model or other data; log other changes of the config, and copy the former config."""
     initial = read_config(folder / CONFIG)
     refuse_changed_model(config, initial, folder)
+    refuse_changed_optimizer(config, initial, folder)
     training = config.training_args
     compares_losses = (
         training["load_best_model_at_end"]
@@ -115,10 +119,23 @@ def refuse_changed_model(config: RunConfig, initial: RunConfig, folder: Path) ->
     before, after = _tensor_keys(initial), _tensor_keys(config)
     for key in after | before:
         if after.get(key) != before.get(key):
-            raise ConfigError(
-                f"--resume: {key} is {after.get(key)!r}, but the run in {folder} began with {before.get(key)!r}; "
-                "set it back, or start a new run without --resume"
-            )
+            raise _changed(key, after.get(key), before.get(key), folder)
+
+
+def refuse_changed_optimizer(config: RunConfig, initial: RunConfig, folder: Path) -> None:
+    """Raise `ConfigError` if a resume changes the optimizer or its options, because checkpoints contain its state."""
+    before, after = initial.training_args, config.training_args
+    for key in ("optim", "optim_args"):
+        if SAME_STATES.get(str(after[key]), after[key]) != SAME_STATES.get(str(before[key]), before[key]):
+            raise _changed(f"training_args.{key}", after[key], before[key], folder)
+
+
+def _changed(key: str, after: Any, before: Any, folder: Path) -> ConfigError:
+    """Return the error about a key that a resume may not change."""
+    return ConfigError(
+        f"--resume: {key} is {after!r}, but the run in {folder} began with {before!r}; set it back, or start a new run "
+        "without --resume"
+    )
 
 
 def refuse_changed_measures(args: ModelArgs) -> None:

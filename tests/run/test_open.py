@@ -1,21 +1,41 @@
 """Changes of the config that a resume allows or refuses, and their messages."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from mllm.errors import ConfigError
 from mllm.pipeline.command import run_command
 from mllm.pipeline.finetune import main
+from mllm.run.open import refuse_changed_optimizer
 
 KEPT = Path("exp/run/latest/config_until_checkpoint-1.py")
 RESUMED = ["--cfg-options", "data_args.test=None"]
 
 
-def test_a_resume_with_another_model_is_refused(write_config, capsys):
+def test_a_resume_with_another_model_or_optimizer_is_refused(write_config, capsys):
     config = write_config()
     assert main([config, "--cfg-options", "training_args.max_steps=1", "data_args.test=None"]) == 0
     assert run_command(main, [config, "--resume", "--cfg-options", "model_args.lora_r=8"]) == 2
     error = capsys.readouterr().err
     assert "--resume: model_args.lora_r is 8, but the run in " in error
     assert "began with 4; set it back, or start a new run without --resume" in error
+
+    for name in ("sgd", "adafactor"):
+        assert run_command(main, [config, "--resume", "--cfg-options", f"training_args.optim={name}"]) == 2
+        assert f"--resume: training_args.optim is {name!r}, but the run in" in capsys.readouterr().err
+    equal = ["training_args.optim=adamw_torch", "training_args.max_steps=2", "data_args.test=None"]
+    assert main([config, "--resume", "--cfg-options", *equal]) == 0, "it reads the state of adamw_torch_fused"
+
+
+def test_other_options_of_the_optimizer_are_refused(tmp_path):
+    def configs(**changes):
+        return SimpleNamespace(training_args={"optim": "adafactor", "optim_args": None, **changes})
+
+    refuse_changed_optimizer(configs(), configs(), tmp_path)
+    with pytest.raises(ConfigError, match="--resume: training_args.optim_args is 'decay_rate=-0.5', but the run in"):
+        refuse_changed_optimizer(configs(optim_args="decay_rate=-0.5"), configs(), tmp_path)
 
 
 def test_a_resume_with_changed_options_lists_them_and_keeps_the_former_config(write_config, capsys):
