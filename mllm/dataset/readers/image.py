@@ -43,6 +43,7 @@ _RESOLUTIONS = ("dpi", "aspect", "resolution", "jfif_density")
 """Keys of `Image.info` with the numbers of pixels of one length across and down: in inches, or in an unknown unit."""
 _SWAPPED = {"F;32BF": "F;32F", "I;16BS": "I;16S", "I;32BS": "I;32S"}
 """Modes of big-endian numbers in Pillow, and those of equal numbers in little endian."""
+_JPEG_START = b"\xff\xd8\xff"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -114,8 +115,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _unidentified(path: Path) -> DataError:
     """Return the error about a file that Pillow does not read."""
     with path.open("rb") as file:
-        is_tiff = file.read(len(_TIFF_STARTS[0])) in _TIFF_STARTS
-    if not is_tiff:
+        start = file.read(len(_TIFF_STARTS[0]))
+    if start.startswith(_JPEG_START):
+        return unusable(
+            path,
+            "is a JPEG that is damaged, or has a form that is not supported, such as 12 bits or JPEG-LS: save it as a "
+            "PNG of 8 or 16 bits",
+        )
+    if start not in _TIFF_STARTS:
         return DataError(f"{path} is not an image: its content does not match its suffix")
     return unusable(
         path,

@@ -46,7 +46,24 @@ class TranslationDataset(TextDataset):
         is_mtnt = table_suffix(Path(data_path)) == ".tsv" and not _is_named(data_path, source)
         columns = MTNT_COLUMNS if is_mtnt else None
         self.records = Records(data_path, split, columns)
+        if is_mtnt:
+            self._refuse_header()
         self.source, self.target, self.instruction = source, target, instruction
+
+    def _refuse_header(self) -> None:
+        """Raise `DataError` if the first row of a file of MTNT is a header: its id is no number, the next one is."""
+        try:
+            rows = [self.records[index] for index in range(min(2, len(self.records)))]
+        except DataError:
+            return  # a malformed row is reported, or skipped, when it is read
+        ids = [str(row["id"]).strip() for row in rows]
+        if len(ids) == 2 and not ids[0].isdecimal() and ids[1].isdecimal():
+            names = ", ".join(map(str, rows[0].values()))
+            raise DataError(
+                f"{self.records.describe(0)}: is a header ({names}), but a file of MTNT has none: set source and "
+                "target to the columns of the texts",
+                "the table has a header, but source and target are not in it",
+            )
 
     @override
     def turns_of(self, row: Mapping[str, Any]) -> list[Turn]:

@@ -256,3 +256,14 @@ def test_a_tiff_of_a_form_that_pillow_does_not_read(tmp_path):
     path = write_tiff(tmp_path / "a.tif", np.zeros((6, 8)), 3)
     with pytest.raises(DataError, match=r"a.tif is a TIFF that is damaged, or whose pixels have a form .* 64 bits"):
         read_images(path)
+
+
+@pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_the_message_about_a_jpeg_of_12_bits_or_jpeg_ls_names_its_form(tmp_path, name):
+    pydicom = pytest.importorskip("pydicom")
+    pixel_data = pydicom.dcmread(pydicom.data.get_testdata_file(name)).PixelData
+    (tmp_path / "a.jpg").write_bytes(pixel_data[pixel_data.index(b"\xff\xd8\xff") :])
+    with pytest.raises(
+        DataError, match=r"a.jpg is a JPEG that is damaged, or has a form that is not supported, such as"
+    ):
+        read_images(tmp_path / "a.jpg")

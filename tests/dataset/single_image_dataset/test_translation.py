@@ -17,6 +17,15 @@ def test_mtnt_files_have_no_header(tmp_path):
     assert data.sample(1).source.endswith("line 2") and data.group(1) is None
 
 
+def test_a_header_with_other_names_is_no_sentence(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("id\tenglish\tfrench\n0\tNo.\tNon.\n")
+    message = r"rows.tsv, line 1: is a header \(id, english, french\), but a file of MTNT has none: set source and"
+    with pytest.raises(DataError, match=message):
+        TranslationDataset(path)
+    assert len(TranslationDataset(path, source="english", target="french")) == 1
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.tsv"])
 def test_columns_are_named(tmp_path, name):
     path = tmp_path / name
