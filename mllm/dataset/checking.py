@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ LONGEST = 16
 """Number of the longest rows of a split that are kept in its report."""
 IMAGE_LENGTH = 1000
 """Number of characters that count as the length of an image."""
+_CHARACTERS = 4
+"""Number of characters of English for each token. Digits, signs and characters of other scripts are tokens themselves."""
+_OF_WORDS = f"{string.ascii_letters} ".encode()
 MAX_TOKENS = 200
 """Maximum number of different texts in the form of a special token of which a row is kept."""
 _TOKEN_LIKE = re.compile(r"<[^\s<>]{1,40}>|\[/?[A-Z_]{2,20}\]")
@@ -53,15 +57,21 @@ class CheckedRow:
     """Index of the row in its source."""
 
 
+def text_length(text: str) -> int:
+    """Return the length of a text in characters of English with about the same number of tokens."""
+    others = text.encode("ascii", "replace").translate(None, _OF_WORDS)
+    return len(text) + (_CHARACTERS - 1) * len(others)
+
+
 class LongestRows:
-    """Rows with the longest texts of a split."""
+    """Rows with the longest texts of a split, by `text_length`."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, SampleDataset, int]] = []
 
     def add(self, sample: Sample, source: SampleDataset, index: int, number: int) -> None:
         """Read row `index` of a dataset, which is row `number` of its split; rows without turns are left out."""
-        length = sum(len(turn.text) + IMAGE_LENGTH * turn.text.count(IMAGE) for turn in sample.turns)
+        length = sum(text_length(turn.text) + IMAGE_LENGTH * turn.text.count(IMAGE) for turn in sample.turns)
         if length:
             change = heapq.heappush if len(self._heap) < LONGEST else heapq.heappushpop
             change(self._heap, (length, -number, source, index))

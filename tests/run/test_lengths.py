@@ -47,6 +47,19 @@ def test_one_cut_sample_among_many_is_found(log_of, split, name):
     assert expected in log_of("gemma3n_medrescue", [*range(1, 50), 5000, *range(50, 100)], split)
 
 
+@pytest.mark.parametrize("text", ["\u5fc3" * 900, "1 " * 550, ". , ; : " * 150])
+def test_a_text_with_few_characters_and_many_tokens_is_found(folder, text_bundle, caplog, text):
+    """Its row is not evenly spaced, and the other rows have more characters."""
+    rows = [{"question": "What?", "answer": "word " * 500} for number in range(60)]
+    rows[40]["answer"] = text
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = check_splits({"train": build_dataset({"type": "TextQADataset", "data_path": str(folder / "rows.jsonl")})})
+    assert 40 in [row.index for row in splits.reports["train"].longest]
+    config = read_config(CHECKOUT / "config" / "training_configs" / "gemma3n_medrescue.py")
+    warn_of_cut_samples(config, text_bundle.encoder, splits)
+    assert "(0 of 16 evenly spaced rows, 1 of the 16 longest)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
