@@ -38,7 +38,7 @@ LONGEST = 16
 IMAGE_LENGTH = 1000
 """Number of characters that count as the length of an image."""
 _CHARACTERS = 4
-"""Number of characters of English for each token. Digits, signs and characters of other scripts are tokens themselves."""
+"""Number of characters of an English token. A digit, a sign or a character of another script counts as a token."""
 _OF_WORDS = f"{string.ascii_letters} ".encode()
 MAX_TOKENS = 200
 """Maximum number of different texts in the form of a special token of which a row is kept."""
