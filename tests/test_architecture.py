@@ -32,7 +32,7 @@ NOUNS = {
         "static_source",
     ),
     *("run_files", "private_messages", "packages", "literal_text", "parsing", "coco_masks"),
-    *("supervision", "shared_rows"),
+    *("supervision", "shared_rows", "memory"),
 }
 PARTS = {"dataset", "models", "objectives", "metrics"}
 ALLOWED = {

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from mllm.memory import peak_memory, restart_peak
 from mllm.structures import Failure, LogicalBatch
 
 
@@ -31,7 +32,9 @@ class Meter:
         self.loss: Tensor | float = 0.0
         """Sum of the losses of all updates, []: the share of this process times the number of processes."""
         self.peak = 0
-        """Peak memory of this process in bytes, sampled before each backward; a GPU counts its own peak."""
+        """Peak memory of this process in bytes since the first batch; a GPU counts its own peak. Where the system does
+        not count it, it is sampled before each backward."""
+        self._is_counted = False
         self._ended: float | None = None
         self._final_peak: int | None = None
         self.before = 0
@@ -43,6 +46,7 @@ class Meter:
             self.started = time.monotonic()
             if torch.cuda.is_available():  # loading a model can need more than training it
                 torch.cuda.reset_peak_memory_stats()
+            self._is_counted = restart_peak()
         self.tokens += batch.tokens
         self.padded += batch.padded_tokens
         self.samples += batch.samples
@@ -59,7 +63,10 @@ class Meter:
         """Add the shares of one piece in the terms of the objectives, before its backward."""
         for name, term in terms.items():
             self.terms[name] = self.terms[name] + term if name in self.terms else term
-        self.peak = max(self.peak, psutil.Process().memory_info().rss)
+        self._note_peak()
+
+    def _note_peak(self) -> None:
+        self.peak = max(self.peak, peak_memory() if self._is_counted else psutil.Process().memory_info().rss)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,6 +89,7 @@ class Meter:
             return self._final_peak
         if device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(device))
+        self._note_peak()
         return max(0, self.peak - self.before)
 
     def stop(self, device: torch.device) -> None:
@@ -124,6 +132,7 @@ class Meter:
             torch.tensor([self.tokens, self.padded], dtype=torch.float64, device=device), "sum"
         )
         seconds = self.seconds
+        self._note_peak()
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else self.peak
         peaks = accelerator.gather(torch.tensor([peak], dtype=torch.float64, device=device))
         self.terms, self.steps, self.idle = {}, 0, 0

@@ -14,13 +14,14 @@ from peft import PeftModel
 
 from mllm.errors import ConfigError
 from mllm.export.comparison import adapter_effect, compare_logits, dtype_name, probe_logits, round_weights
-from mllm.export.export_report import peak_memory, shard_sizes
+from mllm.export.export_report import shard_sizes
 from mllm.export.facts import Facts
 from mllm.export.folder import write_companions, write_model
 from mllm.export.shards import main_dtype, write_shards
 from mllm.export.tensor_names import check_names
 from mllm.family import FAMILIES
 from mllm.files import replaced_folder, write_json
+from mllm.memory import peak_memory
 from mllm.models.adapters.merge import merged_weights
 from mllm.models.adapters.trained_file import IN_MERGED, write_trained
 from mllm.models.backbone.weight_files import weight_files

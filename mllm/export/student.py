@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from mllm.export.comparison import compare_features, dtype_name, probe_features, round_weights
-from mllm.export.export_report import peak_memory, shard_sizes
+from mllm.export.export_report import shard_sizes
 from mllm.export.facts import Facts
 from mllm.export.folder import write_companions, write_model
 from mllm.files import replaced_folder
+from mllm.memory import peak_memory
 from mllm.models.adapters.merge import merged_weights
 from mllm.models.backbone.weight_files import weight_files
 from mllm.models.vision_model import VisionModel

@@ -90,8 +90,8 @@ def write_checkpoint(folder: Path) -> None:
 def export(folder: Path, out: Path, kind: str) -> dict[str, Any]:
     """Export as `mllm export` does, and return the seconds and the peak memory in bytes before and after."""
     import mllm.export.gguf.k_quants  # noqa: F401
-    from mllm.export.export_report import peak_memory
     from mllm.export.gguf.export import export_gguf
+    from mllm.memory import peak_memory
 
     before, started = peak_memory(), time.perf_counter()
     export_gguf(str(folder), out, kind)

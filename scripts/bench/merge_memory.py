@@ -92,8 +92,8 @@ def measure(folder: Path, parity: bool) -> dict[str, Any]:
     """Merge, and return the export report and the peak memory before the merge."""
     import mllm.export  # noqa: F401
     import mllm.models.builder.builder  # noqa: F401
-    from mllm.export.export_report import peak_memory
     from mllm.export.merge import merge
+    from mllm.memory import peak_memory
 
     before = peak_memory()
     out = merge(str(folder / "adapter"), folder / "merged", overwrite=True, compare=parity)

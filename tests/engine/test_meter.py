@@ -2,11 +2,14 @@
 
 import time
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 
 from mllm.engine.meter import Meter
+from mllm.memory import restart_peak
 from mllm.structures import Failure, LogicalBatch
 
 
@@ -98,13 +101,28 @@ def test_the_final_figures_cover_the_time_since_the_resume(accelerator, monkeypa
 
 
 def test_exports_and_evaluations_after_the_training_do_not_count(monkeypatch):
-    now = [0.5]
+    now, peak = [0.5], [1000]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mllm.engine.meter.restart_peak", lambda: True)
+    monkeypatch.setattr("mllm.engine.meter.peak_memory", lambda: peak[0])
     meter = Meter()
     meter.count(_batch(30, 30))
-    meter.peak = 1000
     now[0] = 3.5
     meter.stop(torch.device("cpu"))
-    now[0], meter.peak = 60.0, 9000
+    now[0], peak[0] = 60.0, 9000
     assert meter.seconds == 3.0
     assert meter.peak_of_tensors(torch.device("cpu")) == 1000
+
+
+@pytest.mark.skipif(not restart_peak(), reason="this system does not count the peak again from a given time")
+def test_memory_that_is_freed_before_the_next_backward_counts_and_that_of_the_loading_does_not(accelerator):
+    size, meter = 200_000_000, Meter()
+    loaded = np.ones(3 * size, np.uint8)
+    del loaded
+    before = psutil.Process().memory_info().rss
+    meter.count(_batch(30, 30))
+    freed = np.ones(size, np.uint8)
+    del freed
+    meter.add({"next_token": torch.tensor(1.0)})
+    peak = meter.read(accelerator)["peak_memory_gb"] * 1e9
+    assert before + 0.9 * size < peak < before + 1.5 * size

@@ -219,7 +219,7 @@ def test_a_trained_projector_is_written(tmp_path: Path) -> None:
 MEASURE = """
 import sys
 import mllm.models.builder.builder
-from mllm.export.export_report import peak_memory
+from mllm.memory import peak_memory
 from mllm.export.merge import merge
 before = peak_memory()
 merge(sys.argv[1], sys.argv[2])
