@@ -12,6 +12,8 @@ from mllm.structures import Mark, Sample
 
 PART = 4096
 """Size in bytes of each part of a file."""
+FILES = 16
+"""Maximum number of files of an image, such as a DICOM series, of which parts are read."""
 
 
 class ContentDigest:
@@ -28,8 +30,8 @@ class ContentDigest:
     def add(self, sample: Sample, reads_files: bool = False) -> None:
         """Add the next sample, as `SampleDataset.inspect` returns it.
 
-        With `reads_files`, the start, the middle and the end of each of its files are read: uncompressed images of one
-        size have equally long files.
+        With `reads_files`, the start, the middle and the end of its files are read, of at most `FILES` evenly spaced
+        ones of an image: uncompressed images of one size have equally long files.
         """
         texts = [(turn.role, turn.text, turn.marks) for turn in sample.turns]
         images = [_file(image) for image in sample.images if isinstance(image, UndecodedImage)]
@@ -39,8 +41,9 @@ class ContentDigest:
         for mark in sample.marks:
             self._add_mask(mark)
         if reads_files:
-            files = (image.files for image in sample.images if isinstance(image, UndecodedImage))
-            for path in dict.fromkeys(chain.from_iterable(files)):
+            files = [image.files for image in sample.images if isinstance(image, UndecodedImage)]
+            spaced = (paths[:: -(-len(paths) // FILES)] for paths in files if paths)
+            for path in dict.fromkeys(chain.from_iterable(spaced)):
                 self._add_file(path)
 
     def add_unusable(self) -> None:
