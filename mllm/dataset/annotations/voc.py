@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,7 +16,9 @@ from mllm.dataset.annotations.objects import (
     empty_box_error,
     size_of,
 )
+from mllm.dataset.folder_files import is_hidden
 from mllm.dataset.progress import with_progress
+from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError, hint
 
@@ -64,19 +68,20 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
     return Annotations(root, images, tuple(labels), dropped)
 
 
-def _names(root: Path, split: str | None) -> list[tuple[str, str]]:
+def _names(root: Path, split: str | None) -> Sequence[tuple[str, str]]:
     """Return the names of a split without suffix, each with its location."""
     if split is None:
-        files = sorted((root / "Annotations").glob("*.xml"))
+        folder, suffix = root / "Annotations", ".xml"
+        files = sorted(name for name in os.listdir(folder) if name.endswith(suffix) and not is_hidden(name))
         if not files:
-            raise DataError(f"{root / 'Annotations'} has no .xml file")
-        return [(file.stem, str(file)) for file in files]
+            raise DataError(f"{folder} has no {suffix} file")
+        return PackedRows((name.removesuffix(suffix), os.path.join(folder, name)) for name in files)
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         known = [file.stem for file in path.parent.glob("*.txt")]
         raise DataError(f"{path} does not exist: unknown split '{split}'{hint(split, known)}")
-    lines = read_text_file(path).splitlines()
-    names = [(line.split()[0], f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    lines = enumerate(read_text_file(path).splitlines(), start=1)
+    names = PackedRows((line.split()[0], f"{path}, line {number}") for number, line in lines if line.strip())
     if not names:
         raise DataError(f"{path} is empty")
     return names

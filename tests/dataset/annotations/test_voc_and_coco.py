@@ -92,6 +92,15 @@ def test_boxes_without_an_area_can_be_dropped_and_are_counted(voc):
     assert annotations.dropped == 1 and len(annotations.images[0].objects) == 1
 
 
+def test_without_a_split_all_annotations_are_read_except_the_metadata_of_macos(voc):
+    root = voc(b=OBJECT.format("cell", 1, 1, 5, 5), **{"a.c": OBJECT.format("cell", 1, 1, 5, 5)})
+    (root / "Annotations" / "._b.xml").write_bytes(b"\0\5\x16\7")
+    images = read_annotations(root, None).images
+    assert [(image.image, image.location) for image in images] == [
+        (f"{name}.jpg", str(root / "Annotations" / f"{name}.xml")) for name in ("a.c", "b")
+    ]
+
+
 def test_wrong_splits_and_folders_are_refused(voc, tmp_path):
     with pytest.raises(DataError, match="data_path .*absent does not exist"):
         DetectionDataset(tmp_path / "absent", split="train")
