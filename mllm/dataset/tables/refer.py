@@ -42,6 +42,8 @@ def read_plain_pickle(path: Path) -> Any:
             return _load(file)
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, AttributeError, TypeError, KeyError) as error:
         raise DataError(f"{path} is refused: {error}; a pickle may only contain {ALLOWED_TYPES}") from error
+    except (MemoryError, OverflowError) as error:  # a damaged number of a length or of an object
+        raise DataError(f"{path} is damaged: it has an object that is larger than the memory") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -7,9 +7,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from medical_files import write_png
 from PIL import Image, PngImagePlugin
+from pydicom.data import get_testdata_file
 
 from mllm.dataset.readers import read_images
 from mllm.errors import ConfigError, DataError
@@ -260,8 +262,7 @@ def test_a_tiff_of_a_form_that_pillow_does_not_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["JPEG-lossy.dcm", "MR_small_jpeg_ls_lossless.dcm"])
 def test_the_message_about_a_jpeg_of_12_bits_or_jpeg_ls_names_its_form(tmp_path, name):
-    pydicom = pytest.importorskip("pydicom")
-    pixel_data = pydicom.dcmread(pydicom.data.get_testdata_file(name)).PixelData
+    pixel_data = pydicom.dcmread(get_testdata_file(name)).PixelData
     (tmp_path / "a.jpg").write_bytes(pixel_data[pixel_data.index(b"\xff\xd8\xff") :])
     with pytest.raises(
         DataError, match=r"a.jpg is a JPEG that is damaged, or has a form that is not supported, such as"

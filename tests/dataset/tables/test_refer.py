@@ -91,3 +91,11 @@ def test_files_that_do_not_match_are_refused(folder):
     (folder / "refs(unc).p").write_bytes(b"no pickle")
     with pytest.raises(DataError, match=r"refs\(unc\).p is refused"):
         dataset(folder)
+
+
+@pytest.mark.parametrize("power", [40, 62])
+def test_a_pickle_with_an_impossible_length_is_refused(tmp_path, power):
+    path = tmp_path / "refs.p"
+    path.write_bytes(b"\x80\x04\x8d" + (2**power).to_bytes(8, "little") + b"a.")  # a text of so many bytes
+    with pytest.raises(DataError, match="refs.p is damaged: it has an object that is larger than the memory"):
+        read_plain_pickle(path)
