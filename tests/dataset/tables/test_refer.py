@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -99,3 +100,14 @@ def test_a_pickle_with_an_impossible_length_is_refused(tmp_path, power):
     path.write_bytes(b"\x80\x04\x8d" + (2**power).to_bytes(8, "little") + b"a.")  # a text of so many bytes
     with pytest.raises(DataError, match="refs.p is damaged: it has an object that is larger than the memory"):
         read_plain_pickle(path)
+
+
+def test_a_damaged_number_of_an_object_takes_no_memory(tmp_path):
+    path = tmp_path / "refs.p"
+    path.write_bytes(b"\x80\x02]r" + (2**22).to_bytes(4, "little") + b".")  # an empty list with the number 2^22
+    tracemalloc.start()
+    try:
+        assert read_plain_pickle(path) == []
+        assert tracemalloc.get_traced_memory()[1] < 2**20  # the unpickler in C takes 2^26 bytes
+    finally:
+        tracemalloc.stop()
