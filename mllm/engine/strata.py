@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from mllm.engine.predictions import answers_of
 from mllm.errors import ConfigError, hint
+from mllm.metrics.parts import hash_of
 from mllm.metrics.scoring import Entry, Figures, Scorer
 
 Row = Mapping[str, Any]
@@ -76,8 +76,7 @@ class Patients:
         if patient is None:
             self._all_known = False
             return
-        digest = hashlib.blake2b(str(patient).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self._new.append(int.from_bytes(digest, "little"))
+        self._new.append(hash_of(str(patient)))
         if len(self._new) > max(FEW, len(self._hashes)):
             self._merge()
 

@@ -233,6 +233,7 @@ class SumMetric(PartedMetric):
 
     def table(self) -> np.ndarray:
         """Return the values of the samples, or their sums over the groups, [N, K]."""
+        assert not (self._moved and self.pending()), "all answers have groups"
         return self._sums if self._moved else self.kept()
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,17 +25,20 @@ _MERGED = 1_000_000
 """Number of entries from which equal ones are merged."""
 
 
+def hash_of(text: str) -> int:
+    """Return a number of 64 bits for a text, the same one in each process."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def unit_of(patient: str | None, number: int) -> int:
     """Return the unit of an answer, which is a function of its patient.
 
     Args:
         patient: Name of the patient; None: the answer is a patient of its own.
-        number: Number of the answer.
+        number: Number of the answer. It is hashed, because rows can have a period, such as two questions an image.
     """
-    if patient is None:
-        return number % UNITS
-    digest = hashlib.blake2b(str(patient).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % UNITS
+    return hash_of(f"\0{number}" if patient is None else str(patient)) % UNITS
 
 
 class PartFile:

@@ -48,7 +48,7 @@ class Series:
     """
 
     def __init__(self, entry: Entry) -> None:
-        self.metric: StreamingMetric = entry() if is_streaming(entry) else AnswersOf(entry)
+        self._metric: StreamingMetric = entry() if is_streaming(entry) else AnswersOf(entry)
         self.samples = 0
         """Number of samples."""
         self._groups = array("q")
@@ -61,8 +61,8 @@ class Series:
 
     def add(self, prediction: Answer, reference: Answer) -> None:
         """Read the answer to one sample."""
-        self.metric.add(prediction, reference)
-        if isinstance(self.metric, PartedMetric):
+        self._metric.add(prediction, reference)
+        if isinstance(self._metric, PartedMetric):
             self._units.append(unit_of(reference.group, self.samples))
         self.samples += 1
         if self._used is None:
@@ -75,32 +75,34 @@ class Series:
             self._move()
 
     @property
+    def metric(self) -> StreamingMetric:
+        """Return the metric, whose figures cover all answers so far."""
+        if self._used is not None:
+            self._move()
+        return self._metric
+
+    @property
     def groups(self) -> np.ndarray:
         """Number of the group of each sample, [N], from 0. A sample without a group is a group of its own.
 
         From `FEW` answers on, number of each group of patients with an answer, [UNITS]; 0 for others, whose weights
         have no effect.
         """
-        self.finish()
         if self._used is None:
             return np.array(self._groups, int)
+        self._move()
         return np.where(self._used, np.cumsum(self._used) - 1, 0)
-
-    def finish(self) -> None:
-        """Prepare the metric for its figures."""
-        if self._used is not None:
-            self._move()
 
     def _move(self) -> None:
         """Replace the answers that the metric keeps by the sums of their groups."""
-        assert isinstance(self.metric, PartedMetric)
+        assert isinstance(self._metric, PartedMetric)
         units = np.array(self._units, np.int64)
         if self._used is None:
             self._used = np.zeros(UNITS, bool)
             self._groups, self._numbers = array("q"), {}
         if len(units):
             self._used[units] = True
-            self.metric.move(units)
+            self._metric.move(units)
             self._units = array("H")
 
     def result(self, resamples: int = RESAMPLES) -> Figures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -13,6 +12,7 @@ import numpy as np
 
 from mllm.engine.predictions import Predictions
 from mllm.errors import ConfigError
+from mllm.metrics.parts import hash_of
 
 logger = logging.getLogger(__name__)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -97,4 +97,4 @@ def _keys(rows: Predictions, whole: bool) -> np.ndarray:
 
 def _hash(source: str, whole: bool) -> int:
     name = source if whole else source.replace("\\", "/").rpartition("/")[2]
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return hash_of(name)

@@ -205,7 +205,7 @@ def _check_rates(rate: Callable[[int], float], updates: int) -> float:
         ValueError: A factor is negative, above 1 or not a number.
     """
     largest = 0.0
-    for step in {*range(0, updates, -(-updates // CHECKED_RATES)), updates - 1}:
+    for step in {*range(0, updates, max(1, updates // CHECKED_RATES)), max(0, updates - 1)}:
         factor = rate(step)
         if not 0 <= factor <= 1 + 1e-6:
             fault = "the weights would move away from the data" if factor < 0 else "learning_rate must be the largest"

@@ -181,3 +181,14 @@ def test_marks_of_rows_give_the_figures_of_the_answers() -> None:
     for metric in (Rec, Res):
         assert score(metric, [prediction], [reference]) == score(metric, [said], [true])
     assert [mark.point for mark in prediction.marks if mark.point] == [(4, 5)]
+
+
+def test_runs_of_many_rows_are_compared_to_the_last_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllm.metrics.scoring.FEW", 25)  # 60 rows are two parts and ten rows
+    wrong = ["no" if i >= 50 and answer == "yes" else answer for i, answer in enumerate(REFERENCES)]
+    folders = [write_run(tmp_path / name, answers) for name, answers in (("a", REFERENCES), ("b", wrong))]
+    rows = compare(folders, ["accuracy", "exact_match", "token_f1", "f1"]).rows
+    for row in rows:
+        if row.figure in ("accuracy", "exact_match", "token_f1"):
+            assert row.values == pytest.approx([1, 55 / 60])
+    assert {row.metric for row in rows} == {"accuracy", "exact_match", "token_f1", "f1"}

@@ -242,7 +242,6 @@ def box_table(rows: Sequence[Row]) -> list[StructureRow]:
         return []
     table = []
     for name, series in _by_label(rows, GreedyDetectionF1, lambda kinds: "mask" not in kinds).items():
-        series.finish()
         metric: Any = series.metric
         found, predicted, true = metric.table().sum(axis=0)
         if predicted or true:
@@ -283,5 +282,4 @@ def _added(entry: type[StreamingMetric], rows: Iterable[Row]) -> Any:
     for row in rows:
         if not tasks or row.get("task") is None or row["task"] in tasks:
             series.add(*answers_of(row))
-    series.finish()
     return series.metric

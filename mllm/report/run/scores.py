@@ -173,7 +173,6 @@ class _Scorer:
         for number, pair in self._pairs():
             numbers.append(number)
             series.add(*pair)
-        series.finish()
         yield from zip(numbers, self._of_metric(series.metric), strict=True)
 
     def _pairs(self) -> Iterator[tuple[int, Pair]]:

@@ -134,7 +134,7 @@ def _planned(run: RunFiles) -> list[tuple[str, str]]:
     if not planned or not measured:
         return []
     text = f"{planned / 1e9:.2f} GB planned for samples of the greatest length, {measured / 1e9:.2f} GB measured"
-    return [("memory of the training alone", text)]
+    return [("memory of the training and its evaluations", text)]
 
 
 def plain_percent(row: Row, key: str) -> str:
