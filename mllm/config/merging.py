@@ -35,9 +35,9 @@ def merge_config(path: Path, origins: Origins, overrides: Sequence[str] = ()) ->
     except Exception as error:
         raise ConfigError(format_error(error, origins.files, display_path(path))) from error
     for key, value in changes.items():
-        _refuse_key_inside_value(key.split("."), config.to_dict())
+        present = _present_value(key.split("."), config.to_dict())
         _record_override(tuple(key.split(".")), value, origins)
-        if isinstance(value, dict) and not isinstance(config.get(key), Mapping):
+        if isinstance(value, dict) and not isinstance(present, Mapping):
             changes[key] = {**value, "_delete_": True}  # mmengine replaces nothing else by a dict
     try:
         config.merge_from_dict(changes)
@@ -104,8 +104,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _refuse_key_inside_value(key: Sequence[str], value: Any) -> None:
-    """Raise `ConfigError` for `model_args.lora_r.x=3` if `model_args.lora_r` is a number, or a list without entry x."""
+def _present_value(key: Sequence[str], value: Any) -> Any:
+    """Return the value of a key in a config; None if it has none.
+
+    Raises:
+        ConfigError: The key is `model_args.lora_r.x`, and `model_args.lora_r` is a number, or a list without entry x.
+    """
     for depth, name in enumerate(key):
         if not isinstance(value, (Mapping, list)):
             raise ConfigError(f"{OPTIONS}: {'.'.join(key[:depth])} is {value!r} and has no key '{name}'")
@@ -120,7 +124,8 @@ def _refuse_key_inside_value(key: Sequence[str], value: Any) -> None:
         elif name in value:
             value = value[name]
         else:
-            return
+            return None
+    return value
 
 
 def _record_override(key: tuple[str, ...], value: Any, origins: Origins) -> None:

@@ -150,6 +150,14 @@ def test_an_override_inside_a_list_changes_a_dict_of_it(write, bases):
     assert merged["data_args"]["train"]["transforms"] == [{"type": "Resize", "size": 4}, {"type": "Pad"}]
 
 
+def test_a_dict_as_an_override_changes_keys_of_a_dict_and_replaces_other_values(write, bases):
+    path = write(
+        bases + "data_args = dict(train=dict(type='DummyDataset', size=3))\nmodel_args = dict(image_size=None)\n"
+    )
+    config = read_config(path, ["data_args.train={'size': 5}"])
+    assert (config.data_args.train["type"], config.data_args.train["size"]) == ("DummyDataset", 5)
+
+
 def test_an_override_of_an_unknown_section_names_the_command_line(write, bases):
     assert sentence(write(bases), "model.lora_r=3").startswith("--cfg-options: unknown key 'model' at the top level")
 
