@@ -52,13 +52,19 @@ def _is_in_hounsfield(header: Dataset) -> bool:
 
 def _has_rescale(header: Dataset) -> bool:
     """Return True if the header has a slope and an intercept. Impossible ones are removed before."""
-    return header.get("RescaleSlope") not in (None, "") and header.get("RescaleIntercept") not in (None, "")
+    return len(_rescale_tags(header)) == 2
+
+
+def _rescale_tags(header: Dataset) -> list[str]:
+    """Return which of the slope and the intercept have a value."""
+    return [name for name in ("RescaleSlope", "RescaleIntercept") if header.get(name) not in (None, "")]
 
 
 def drop_impossible_rescale(header: Dataset, path: Path) -> None:
     """Delete an impossible rescale or modality LUT, and the window, whose unit is unknown without it.
 
-    A slope of 0, numbers that are not finite, and tables that are constant or too short are impossible.
+    A slope of 0, one without an intercept or the other way round, numbers that are not finite, and tables that are
+    constant or too short are impossible.
     """
     if header.get("ModalityLUTSequence"):
         if _read_lut(header.ModalityLUTSequence[0], header) is not None:
@@ -70,10 +76,11 @@ def drop_impossible_rescale(header: Dataset, path: Path) -> None:
             return
         fault = f"RescaleSlope {shown(header, 'RescaleSlope')} and RescaleIntercept {shown(header, 'RescaleIntercept')}"
         fault += ", which is impossible"
+    elif present := _rescale_tags(header):
+        fault = f"{present[0]} alone, without the other part of a rescale"
     else:
         for name in ("RescaleSlope", "RescaleIntercept"):
-            if header.get(name) in (None, ""):
-                header.pop(name, None)  # pydicom would compute with an element of blanks
+            header.pop(name, None)  # pydicom would compute with an element of blanks
         return
     for name in TRANSFORM_TAGS:
         if name in header:

@@ -251,12 +251,18 @@ def test_a_window_that_is_a_threshold_is_reported(tmp_path, caplog, width):
 
 
 def test_a_blank_rescale_is_no_rescale(tmp_path, caplog):
-    for number, tags in enumerate(
-        ({"RescaleSlope": ""}, {"RescaleIntercept": ""}, {"RescaleSlope": "", "RescaleIntercept": ""})
-    ):
-        tags = {"RescaleSlope": 1, "RescaleIntercept": 0} | tags
-        assert np.array_equal(read_gray(write_dicom(tmp_path / f"{number}.dcm", GRADIENT, **tags)), FULL)
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, RescaleSlope="", RescaleIntercept="")
+    assert np.array_equal(read_gray(path), FULL)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(("slope", "intercept", "present"), [("", -1024, "RescaleIntercept"), (4, "", "RescaleSlope")])
+def test_half_a_rescale_is_reported_and_the_window_of_its_unit_is_not_used(tmp_path, caplog, slope, intercept, present):
+    tags = dict(RescaleSlope=slope, RescaleIntercept=intercept, WindowCenter=500, WindowWidth=100)
+    path = write_dicom(tmp_path / "a.dcm", GRADIENT, **tags)
+    assert np.array_equal(read_gray(path), FULL)
+    start = f"{path} has {present} alone, without the other part of a rescale: its rescale and window are ignored"
+    assert caplog.messages == [start]
 
 
 def test_more_pixels_than_the_header_describes_are_reported(tmp_path, caplog):
