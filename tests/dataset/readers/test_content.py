@@ -26,6 +26,8 @@ from mllm.errors import DataError
         ("lfs", ".dcm", "a pointer of Git LFS: fetch the file with git lfs pull"),
         ("page", ".tif", "a web page: download the file itself"),
         ("zip", ".png", "a zip archive: extract it"),
+        ("heic", ".jpg", "a HEIC photo: save it as PNG"),
+        ("mp4", ".png", "an MP4 video: rename it to .mp4"),
     ],
 )
 def test_the_content_of_an_unusable_file_is_named_if_its_suffix_is_another_one(tmp_path, kind, suffix, fix):
@@ -34,6 +36,8 @@ def test_the_content_of_an_unusable_file_is_named_if_its_suffix_is_another_one(t
         "png": write_png(tmp_path / "b", np.zeros((8, 8), np.uint8)).read_bytes(),
         "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 5\n",
         "page": b"<!DOCTYPE html><html></html>",
+        "heic": bytes(4) + b"ftypheic" + bytes(40),
+        "mp4": bytes(4) + b"ftypisom" + bytes(40),
         "zip": b"PK\x03\x04" + bytes(40),
     }
     path = tmp_path / f"a{suffix}"
