@@ -14,13 +14,15 @@ from mllm.structures import Answer, Mark, Sample
 Content = Literal["text", "box", "mask", "measures", "number", "objects", "instances"]
 """Part of an answer: a text, a box, a mask, a measure with a value (in a field, or stated in the text), a text that is
 a number, boxes (as marks, or listed in the text), or boxes by identity in JSON."""
-_NO_RANGE = r"(?![\w/]|\s?(?:[-\u2013\u00b1]|\+/?-|to|or|and)\s?\d)"
-"""Pattern behind the unit of a value that is neither part of another unit nor the beginning of a range."""
+_NO_RANGE = r"(?![\w/]|\s?(?:[-\u2013\u00b1]|\+/?-|to)\s?\d|\s?(?:or|and)\s?\d+(?:\.\d+)?\s?{unit})"
+"""Pattern behind the unit of a value that is neither part of another unit nor the beginning of a range. A number after
+"and" belongs to a range if it has the same unit: "EF 58 % and 2 infarcts" states a value."""
 UNITS = {"EF": "%", "EDV": "mL", "ESV": "mL"}
 """Units of measures by name: ejection fraction, end-diastolic and end-systolic volume."""
 _STATED = {
     name: re.compile(
-        rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d{{1,5}}(?:\.\d+)?)\s?{re.escape(unit)}{_NO_RANGE}"
+        rf"(?<!\w){name}\s*(?:[:=]|is|of|was)?\s*([-+\u2212]?\d{{1,5}}(?:\.\d+)?)\s?{re.escape(unit)}"
+        + _NO_RANGE.replace("{unit}", re.escape(unit))
     )
     for name, unit in UNITS.items()
 }

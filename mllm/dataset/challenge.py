@@ -53,6 +53,7 @@ def challenge_entries(split: SampleDataset, answers: Iterable[tuple[int, Answer]
             entries.setdefault(source.challenge_file, []).append(source.challenge_entry(row, own))
         if answered == index:
             answered, answer = next(following, (None, None))
+    assert answered is None, "the answers are in the order of the rows"
     return entries
 
 

@@ -25,8 +25,8 @@ _INTEGER = re.compile(r"(-?\d+)\.0+")
 """Integer as pandas writes it in a column with missing values."""
 _LAST_NUMBER = re.compile(r"(|.*\D)0*(\d+)", re.DOTALL)
 """Text that ends in a number, with the zeros before it."""
-_ROUNDED = re.compile(r"-?\d\.\d+[eE]\+\d+")
-"""Large integer as Excel shows it: `1.23457E+11`."""
+_ROUNDED = re.compile(r"-?\d(\.\d+)?[eE]\+\d+")
+"""Large integer as Excel shows it: `1.23457E+11`, and in a narrow column `1E+11`."""
 _EXACT = 2**53
 """Integers from which a float has lost digits."""
 _NO_PATIENT = frozenset({"none", "null", "n/a", "unknown", "-", "--", "?"})
