@@ -20,6 +20,19 @@ FLOATS = 4
 def peak_of(plan: Plan, processes: int) -> int:
     """Return the peak memory of one of several processes in bytes.
 
+    FSDP and ZeRO-3 divide the weights when the first update begins, and gather them after the last one. So a process
+    also needs room for all weights and the activations of a micro-batch, with which the model is checked and evaluated.
+    """
+    whole = 0
+    if processes > 1 and WEIGHTS in DIVIDED[plan.shards]:
+        kinds = by_kind(plan.update.components)
+        whole = plan.peak - kinds[OPTIMIZER] - kinds[GRADIENTS]
+    return max(update_peak_of(plan, processes), whole)
+
+
+def update_peak_of(plan: Plan, processes: int) -> int:
+    """Return the peak memory of one of several processes in an update, in bytes.
+
     Engines that shard states divide them by the number of processes; the layers that FSDP and ZeRO-3 gather for a
     forward pass are not included. DDP has a second copy of the gradients, in its buckets.
     """

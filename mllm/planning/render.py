@@ -10,7 +10,7 @@ from typing import Any
 from mllm.engine.builder import logical_batch_size
 from mllm.planning.cards import Card
 from mllm.planning.plan import Plan
-from mllm.planning.processes import peak_of
+from mllm.planning.processes import peak_of, update_peak_of
 from mllm.planning.search import Fit
 
 GB = 1e9
@@ -168,7 +168,11 @@ def _notes(answer: Answer) -> list[str]:
     if plan.config.data_args.share_images:
         notes.append("samples of the plan have no image in common; those that share one need less")
     if answer.gpus > 1 and plan.shards in ("zero3", "fsdp"):
-        notes.append("the layers that are gathered while they compute need memory in addition, about twice the largest")
+        update = update_peak_of(plan, answer.gpus) / GB
+        notes.append(
+            "the peak is that before the first update and after the last one, when each GPU has all weights; an update "
+            f"takes {update:.2f} GB, and the layers that are gathered while they compute, about twice the largest"
+        )
     return [f"note: {note}" for note in notes]
 
 

@@ -15,7 +15,7 @@ from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.planning.fake import OUTSIDE
 from mllm.planning.plan import Plan, plan, prepare
-from mllm.planning.processes import peak_of
+from mllm.planning.processes import peak_of, update_peak_of
 from mllm.planning.step import BATCH, GRADIENTS, OPTIMIZER, TRAINED, WEIGHTS, Update, by_kind
 from mllm.tiny.checkpoints import write_tiny
 
@@ -150,8 +150,11 @@ def test_processes_share_what_their_engine_divides():
     assert peak_of(base, 4) == 2800 + 400  # buckets of DDP
     assert peak_of(replace(base, shards="zero1"), 4) == 2800 - 600
     assert peak_of(replace(base, shards="zero2"), 4) == 2800 - 600 - 300
-    assert peak_of(replace(base, shards="zero3"), 4) == 2800 - 600 - 300 - 300 - 900
-    assert peak_of(replace(base, shards="fsdp"), 4) == 700
+    for shards in ("zero3", "fsdp"):
+        sharded = replace(base, shards=shards)
+        assert update_peak_of(sharded, 4) == 2800 - 600 - 300 - 300 - 900
+        assert peak_of(sharded, 4) == 2800 - 800 - 400, "all weights and the activations, before the first update"
+        assert peak_of(sharded, 1) == 2800
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
