@@ -101,8 +101,14 @@ def disagreement(heads: Heads, device: torch.device, dtype: torch.dtype) -> str 
 
 def limit_of(dtype: torch.dtype) -> float:
     """Return the largest relative error that is accepted."""
-    is_tf32 = dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return TF32_TOLERANCE if is_tf32 else TOLERANCE[dtype]
+    return TF32_TOLERANCE if dtype is torch.float32 and _has_tf32() else TOLERANCE[dtype]
+
+
+def _has_tf32() -> bool:
+    """Return True if products in fp32 may be computed in TF32 on a GPU."""
+    products = torch.backends.cuda.matmul
+    # After this setting of PyTorch from 2.9 on is used, `get_float32_matmul_precision` raises an error.
+    return products.fp32_precision == "tf32" if hasattr(products, "fp32_precision") else products.allow_tf32
 
 
 def relative_errors(heads: Heads, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:

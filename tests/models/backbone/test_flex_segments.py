@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils import enable_tf32
 
 from mllm.config.rules.packing import PACKED, PACKED_IMAGES
 from mllm.config.rules.sharing import SHARED
 from mllm.models.backbone import flex_check, flex_segments
 from mllm.models.backbone.flex_check import ROW as CHECKED
-from mllm.models.backbone.flex_check import Heads, disagreement, reason_against_flex
+from mllm.models.backbone.flex_check import TF32_TOLERANCE, Heads, disagreement, limit_of, reason_against_flex
 from mllm.models.backbone.flex_segments import RowMask
 from mllm.models.backbone.segment_attention import RowAttention, Segment, Segments, segment_attention
 from tests.models.backbone.test_segment_attention import ROW, attend, dense_mask, model  # noqa: F401
@@ -121,6 +122,23 @@ def test_a_device_on_which_it_fails_has_a_reason(monkeypatch):
     monkeypatch.setattr(flex_segments, "_compiled", lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(torch.OutOfMemoryError):
         disagreement(HEADS, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("is_older_setting", [False, True])
+def test_tf32_has_a_larger_limit(is_older_setting):
+    assert limit_of(torch.float32) == flex_check.TOLERANCE[torch.float32]
+    if is_older_setting:
+        torch.set_float32_matmul_precision("high")
+    else:  # as `training_args.tf32=True`
+        enable_tf32.cache_clear()
+        enable_tf32(True)
+    try:
+        assert limit_of(torch.float32) == TF32_TOLERANCE
+        assert limit_of(torch.bfloat16) == flex_check.TOLERANCE[torch.bfloat16]
+    finally:
+        enable_tf32.cache_clear()
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
 
 
 def _raise(error: Exception) -> Callable[..., torch.Tensor]:
