@@ -13,7 +13,7 @@ from PIL import Image
 from mllm.dataset.readers.geometry import check_pixels, warn_of_form
 from mllm.dataset.readers.gray import Choice, choose
 from mllm.dataset.readers.guarded import call_guarded, is_installed, report_progress
-from mllm.dataset.readers.pixel_limit import check_selected
+from mllm.dataset.readers.pixel_limit import check_selected, pixel_limit
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 
@@ -68,9 +68,10 @@ def selected_frames(path: Path, frames: Choice) -> Iterator[Image.Image]:
 def _choose(frames: Choice, count: int, path: Path) -> list[int]:
     """Return the numbers of the selected frames. Raise `TooManyPixelsError` before they are decoded."""
     indices = choose(frames, count, path, "frames", "frame")
-    with _open(path) as container:
-        codec = container.streams.video[0].codec_context
-        check_selected(path, len(indices), codec.width, codec.height)
+    if pixel_limit() is not None:
+        with _open(path) as container:
+            codec = container.streams.video[0].codec_context
+            check_selected(path, len(indices), codec.width, codec.height)
     return indices
 
 
