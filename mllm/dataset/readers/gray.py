@@ -81,9 +81,11 @@ def display_range(values: np.ndarray, path: Path) -> tuple[float, float]:
 def _warn_of_few_grays(values: np.ndarray, low: float, high: float, path: Path) -> None:
     """Warn if nearly all values would share a few grays in the range from `low` to `high`, although they differ."""
     sample = values[:: 1 + values.size // _SMALL_SAMPLE]
-    counts = np.sort(np.bincount(np.rint(scaled(sample, low, high) * 255).astype(np.int64)))[::-1]
-    grays = int(np.searchsorted(np.cumsum(counts), 0.95 * sample.size)) + 1
-    if grays < _FEW_GRAYS and len(np.unique(sample)) > 10 * grays:
+    gray_of = np.rint(scaled(sample, low, high) * 255).astype(np.int64)
+    counts = np.bincount(gray_of, minlength=256)
+    order = np.argsort(-counts, kind="stable")
+    grays = int(np.searchsorted(np.cumsum(counts[order]), 0.95 * sample.size)) + 1
+    if grays < _FEW_GRAYS and len(np.unique(sample[np.isin(gray_of, order[:grays])])) > 10 * grays:
         warn_once(
             path,
             "outliers",

@@ -60,7 +60,7 @@ class CsvRows:
         self.names, self.rows, self.lines, self._header_line = table.names, table.rows, table.lines, table.header_line
         if table.repeated:
             logger.info("%s: %d rows repeat the header and are left out", path, table.repeated)
-        if self.names and not len(self.rows):
+        if self.names and columns is None and not len(self.rows):
             raise DataError(f"{path} has a first line and no rows", "its table has no rows")
         self._name_columns()
 

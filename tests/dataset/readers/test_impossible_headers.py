@@ -189,6 +189,13 @@ def test_a_nifti_header_that_contradicts_its_file(tmp_path, caplog, suffix, fiel
         assert [entry.startswith(f"{path} {message}") for entry in caplog.messages] == [True]
 
 
+def test_a_picture_that_is_empty_but_for_a_spread_object_is_not_reported(tmp_path, caplog):
+    values = np.zeros((200, 200), np.uint16)
+    values[:8] = np.random.default_rng(0).integers(0, 1000, (8, 200))  # 4 % of the pixels
+    read_gray(write_dicom(tmp_path / "a.dcm", values))
+    assert not caplog.messages
+
+
 def test_a_picture_of_which_nearly_all_shares_few_grays_is_reported(tmp_path, caplog):
     values = np.random.default_rng(0).integers(1000, 2300, (64, 64)).astype(np.float32)
     values[::8, ::4] = 1e6
