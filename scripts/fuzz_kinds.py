@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import shutil
+import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from PIL import Image
 from mllm.config.reading import read_config
 from mllm.dataset.phantoms.writers import write_avi, write_nifti
 from mllm.dataset.readers import read_images
+from mllm.dataset.readers.archive import unpack
 from mllm.dataset.tables.records import Records
 from mllm.errors import errors_of_row
 from mllm.structures import Sample, Turn
@@ -56,6 +59,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         "nifti": Kind(_volumes(folder), read_images, weight=4),
         "itk": Kind(_itk_volumes(folder), read_images, weight=4),
         "series": Kind(_series(folder / "series"), _read_series, is_folder=True, weight=3),
+        "archive": Kind(_archives(folder), _read_archive, weight=2),
         "video": Kind(write_videos(folder), read_images, weight=3),
         "table": Kind(_tables(folder), _read_table, weight=5),
         "dataset": Kind(datasets.files, datasets.read, weight=5, copy=datasets.copy),
@@ -129,6 +133,23 @@ def _series(folder: Path) -> tuple[Path, ...]:
 
 def _read_series(path: Path) -> object:
     return [read_images(path.parent, axis=axis) for axis in (None, "coronal")]
+
+
+def _archives(folder: Path) -> tuple[Path, ...]:
+    """Write zip archives of two files that begin as DICOM, one for each compression."""
+    content = bytes(128) + b"DICM" + bytes(range(256)) * 2
+    files = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        files.append(folder / f"archive{method}.zip")
+        with zipfile.ZipFile(files[-1], "w", method) as archive:
+            for name in ("a/IM1", "a/Läsion"):
+                archive.writestr(name, content)
+    return tuple(files)
+
+
+def _read_archive(path: Path) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        return unpack(path, Path(folder), 10**6)
 
 
 def write_videos(folder: Path) -> tuple[Path, ...]:

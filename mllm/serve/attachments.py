@@ -18,7 +18,7 @@ import psutil
 from PIL import Image, UnidentifiedImageError
 
 from mllm.dataset.readers import read_images
-from mllm.dataset.readers.archive import BEGINNING, unpack
+from mllm.dataset.readers.archive import BEGINNING, unpack, unpacked_size
 from mllm.dataset.readers.dicom_frames import begins_as_dicom
 from mllm.dataset.readers.notices import unlogged
 from mllm.dataset.readers.pixel_limit import TooManyPixelsError, limited_pixels
@@ -85,9 +85,14 @@ def read_content(
     if not content:
         raise RequestError(f"{where} is empty")
     if content.startswith(BEGINNING):
-        with _folder_for(_UNPACKED * len(content)) as folder:
+        archive, limit = BytesIO(content), _UNPACKED * len(content)
+        try:
+            size = unpacked_size(archive, limit)
+        except DataError as error:
+            raise RequestError(f"{where}: {error}") from error
+        with _folder_for(size) as folder:
             try:
-                files = unpack(BytesIO(content), folder, _UNPACKED * len(content))
+                files = unpack(archive, folder, limit)
             except DataError as error:
                 raise RequestError(f"{where}: {error}") from error
             return _read(folder if len(files) > 1 else files[0], options, where, pixels)
