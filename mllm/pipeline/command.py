@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 from typing_extensions import override
 
+from mllm.config.schema import RunConfig
 from mllm.config.training_args import training_fields
 from mllm.errors import ConfigError, UserError, hint, is_out_of_memory
 from mllm.files import is_disk_full
 
 IMPORT = "--import"
 CONFIG_OPTION = "--cfg-options"
+SECTIONS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name.endswith("_args"))
+"""Sections of a config."""
 USER_ERROR = 2
 """Exit code for errors that the user can correct; argparse uses the same for an invalid command line."""
 OTHERS_WAIT = 3.0
@@ -93,7 +98,8 @@ class _Parser(argparse.ArgumentParser):
 
     @override
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        arguments = [str(argument).partition("=")[0] for argument in (sys.argv[1:] if args is None else args)]
+        given = [str(argument) for argument in (sys.argv[1:] if args is None else args)]
+        arguments = [argument.partition("=")[0] for argument in given]
         options = [name for action in self._actions for name in action.option_strings]
         if self._subparsers is None:
             for argument in arguments:
@@ -102,10 +108,23 @@ class _Parser(argparse.ArgumentParser):
                     if CONFIG_OPTION in options and key in training_fields():
                         self.error(f"there is no option {argument}: write {CONFIG_OPTION} training_args.{key}=VALUE")
                     self.error(f"there is no option {argument}{hint(argument, options)}")
-            keys = [argument for argument in arguments if re.fullmatch(r"[a-z]+_args\.[\w.]+", argument)]
-            if keys and CONFIG_OPTION in options and CONFIG_OPTION not in arguments:
-                self.error(f"{keys[0]} is a key of the config: write {CONFIG_OPTION} {keys[0]}=VALUE")
+            for key in self._misplaced_keys(given) if CONFIG_OPTION in options else ():
+                self.error(f"{key} is a key of the config: write {CONFIG_OPTION} {key}=VALUE")
         return super().parse_known_args(args, namespace)
+
+    def _misplaced_keys(self, given: Sequence[str]) -> Iterator[str]:
+        """Yield the keys of a config among the arguments that are neither values of an option nor files."""
+        counts = {name: action.nargs for action in self._actions for name in action.option_strings}
+        expected = 0.0
+        for argument in given:
+            name, is_assignment, _ = argument.partition("=")
+            if argument.startswith("-"):
+                count = 0 if is_assignment else counts.get(name, 0)
+                expected = count if isinstance(count, int) else math.inf if count in ("+", "*") else 1
+            elif expected:
+                expected -= 1
+            elif re.fullmatch(rf"({'|'.join(SECTIONS)})\.[\w.]+", name) and not Path(argument).exists():
+                yield name
 
     @override
     def error(self, message: str) -> NoReturn:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from mllm.errors import DataError
 from mllm.files import write_text
 from mllm.pipeline import finetune
-from mllm.pipeline.command import INTERRUPTED, USER_ERROR, command_parser, run_command
+from mllm.pipeline.command import INTERRUPTED, USER_ERROR, add_override_option, command_parser, run_command
 
 
 def _raising(error: BaseException) -> object:
@@ -152,3 +152,26 @@ def test_a_key_of_the_config_as_an_option_names_the_option_for_keys(
     assert end in capsys.readouterr().err
     parsed = finetune.parse(["run.py", "--cfg-options", "training_args.max_steps=2"])
     assert parsed.cfg_options == ["training_args.max_steps=2"]
+
+
+@pytest.mark.parametrize("name", ["lora_args.py", "model_args.py"])
+def test_a_config_file_with_the_name_of_a_section_is_no_key(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model_args.py").touch()
+    assert finetune.parse([name, "--resume"]).config == name
+
+
+def test_values_of_options_are_no_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_parser("predict", "Answer questions.")
+    parser.add_argument("--out")
+    parser.add_argument("--files", nargs="*")
+    parser.add_argument("--fast", action="store_true")
+    add_override_option(parser)
+    parsed = parser.parse_args(["--out", "data_args.json", "--files", "data_args.a", "data_args.b"])
+    assert (parsed.out, parsed.files) == ("data_args.json", ["data_args.a", "data_args.b"])
+    for before in (["--fast"], ["--out", "a"], ["--cfg-options=a=1"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args([*before, "data_args.packing=True"])
+        assert "write --cfg-options data_args.packing=VALUE" in capsys.readouterr().err
