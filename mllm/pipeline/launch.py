@@ -18,14 +18,14 @@ if not __package__:  # started as a file: the checkout is not on the path yet
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mllm.errors import ConfigError, one_line
-from mllm.pipeline.command import INTERRUPTED, LAST_CHECKPOINT, LAUNCHED, run_command
+from mllm.pipeline.command import LAST_CHECKPOINT, LAUNCHED, run_command
 
 COMMAND = Path(__file__).with_name("cli.py")
 TRAIN = "train"
 HELP = """usage: mllm launch [OPTIONS OF TORCHRUN] COMMAND ...
 
 Starts `mllm COMMAND ...` in several processes. Common options (all: torchrun --help):
-  --nproc_per_node N         processes on this machine: its number of GPUs
+  --nproc_per_node N         processes on this machine, usually its number of GPUs (default: 1)
   --nnodes N                 number of machines; start the command on each of them
   --rdzv_backend c10d        with --nnodes: the machines find each other at
   --rdzv_endpoint HOST:PORT  the first machine and a free port of it
@@ -57,17 +57,17 @@ def main(argv: Sequence[str]) -> int:
         return _report(error.failures, options.training_script_args[0] == TRAIN)
     except SignalException as error:
         print(f"interrupted by {signal.Signals(error.sigval).name}: all processes were ended", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + int(error.sigval)
     except RendezvousError as error:
         raise ConfigError(
             f"the node at --rdzv_endpoint={options.rdzv_endpoint} cannot be reached or has ended, so the processes of "
             "this node were ended: see the message of that node, or start the command on all nodes with one endpoint"
         ) from error
-    except (RuntimeError, OSError, ValueError) as error:  # such as a port in use
-        raise ConfigError(
-            f"the processes could not be started ({one_line(str(error))}): choose a free port with --master_port "
-            "or --rdzv_endpoint"
-        ) from error
+    except (RuntimeError, OSError, ValueError) as error:
+        message = f"the processes could not be started ({one_line(str(error))})"
+        is_used = "address already in use" in str(error).lower()
+        advice = ": choose a free port with --master_port or --rdzv_endpoint" if is_used else ""
+        raise ConfigError(message + advice) from error
     return 0
 
 

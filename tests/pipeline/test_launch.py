@@ -41,13 +41,26 @@ def test_a_port_in_use_an_absent_node_and_options_for_other_programs_are_refused
         used.bind(("127.0.0.1", 0))
         used.listen()
         port = used.getsockname()[1]
-        with pytest.raises(ConfigError, match=r"the processes could not be started \(.*address already in use\)"):
+        with pytest.raises(ConfigError, match=r"could not be started \(.*address already in use\): choose a free port"):
             main(["--nproc_per_node=2", f"--master_port={port}", "train", "run.py"])
     nodes = ["--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=node1.invalid:29500", "--rdzv_id=run"]
     with pytest.raises(ConfigError, match="the node at --rdzv_endpoint=node1.invalid:29500 cannot be reached"):
         main([*nodes, "--rdzv_conf=timeout=1,read_timeout=1", "train", "run.py"])
     with pytest.raises(ConfigError, match="leave out -m and --no_python"):
         main(["--nproc_per_node=2", "-m", "mllm.pipeline.finetune", "run.py"])
+
+
+def test_a_failure_of_another_kind_has_no_advice_about_ports():
+    with pytest.raises(ConfigError, match=r"the processes could not be started \(.*nproc_per_node.*: eight\)$"):
+        main(["--nproc_per_node=eight", "train", "run.py"])
+
+
+def test_the_exit_code_names_the_signal_that_ended_the_command(tmp_path, monkeypatch, capfd):
+    code = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)\n"
+    (tmp_path / "ends_its_parent.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(CHECKOUT)]))
+    assert main(["--nproc_per_node=1", "train", "run.py", "--import", "ends_its_parent"]) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err.endswith("interrupted by SIGTERM: all processes were ended\n")
 
 
 def test_slurm_starts_one_launcher_per_node_which_meet_at_the_first(tmp_path):
