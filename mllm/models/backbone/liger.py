@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mllm.errors import ConfigError, one_line
 
 KERNELS = frozenset({"rms_norm", "rope", "swiglu", "geglu"})
-"""Arguments of Liger's functions that turn kernels on. All others are turned off."""
+"""Arguments of Liger's functions that turn kernels on, if on is their default. All others are turned off."""
 ROPE = "apply_rotary_pos_emb"
 """Function of a module of transformers that rotates queries and keys."""
 
@@ -40,8 +40,9 @@ def use_liger_kernels(model: PreTrainedModel, device: str = "cuda") -> list[str]
             f"training_args.use_liger_kernel=True is not possible with '{architecture}' models, for which liger-kernel "
             f"{version} has no kernels: remove it"
         )
+    # A kernel that Liger does not have for an architecture is off by default, and turning it on can raise an error.
     switches = {
-        name: name in KERNELS
+        name: name in KERNELS and parameter.default
         for name, parameter in inspect.signature(apply).parameters.items()
         if isinstance(parameter.default, bool)
     }
@@ -50,15 +51,17 @@ def use_liger_kernels(model: PreTrainedModel, device: str = "cuda") -> list[str]
     plain = {part: dict(vars(part)) for part in language.modules()}
     try:
         apply(model=language, **switches)
-    except (TypeError, AttributeError, ImportError) as error:
+    except (TypeError, AttributeError, ImportError, NotImplementedError) as error:
         raise ConfigError(
             f"training_args.use_liger_kernel=True: liger-kernel {version} does not fit this model of transformers "
             f"{metadata.version('transformers')} ({one_line(str(error))[:200]}): remove it"
         ) from error
     finally:
-        rope = vars(module)[ROPE]
+        rope = vars(module).get(ROPE)  # None for models that rotate by another function, whose kernel is not used
         vars(module).update(before)
-    if rope is not before[ROPE]:
+    if rope is None or rope is before[ROPE]:
+        switches["rope"] = False
+    else:
         vars(module)[ROPE] = _on(device, rope, before[ROPE])
     for part, attributes in plain.items():
         _keep_plain_forward(part, attributes, device)

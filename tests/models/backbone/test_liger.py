@@ -113,9 +113,25 @@ def test_only_kernels_outside_of_the_loss_are_used_and_only_on_the_device(packag
         globals()["apply_rotary_pos_emb"] = plain
 
 
-def test_other_models_and_versions_are_refused(package):
+def test_a_kernel_for_positions_that_is_not_used_is_not_named(package, monkeypatch):
+    def without(rms_norm=True, rope=False, model=None):
+        if rope:
+            raise NotImplementedError("no rope")
+
+    def skipping(rms_norm=True, rope=True, model=None):
+        pass
+
+    for apply in (without, skipping):
+        package(apply)
+        assert liger.use_liger_kernels(Toy()) == ["rms_norm"]
+    monkeypatch.delitem(globals(), "apply_rotary_pos_emb")  # as in models that rotate complex numbers
+    assert liger.use_liger_kernels(Toy()) == ["rms_norm"]
+
+
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
+def test_other_models_and_versions_are_refused(package, error):
     def apply(rms_norm=True, model=None):
-        raise AttributeError("no attribute 'q_norm'")
+        raise error("no attribute 'q_norm'")
 
     package(apply)
     with pytest.raises(ConfigError, match=r"not possible with 'other' models, for which liger-kernel 1\.2\.3 has no"):
