@@ -106,9 +106,10 @@ def limit_of(dtype: torch.dtype) -> float:
 
 def _has_tf32() -> bool:
     """Return True if products in fp32 may be computed in TF32 on a GPU."""
-    products = torch.backends.cuda.matmul
-    # After this setting of PyTorch from 2.9 on is used, `get_float32_matmul_precision` raises an error.
-    return products.fp32_precision == "tf32" if hasattr(products, "fp32_precision") else products.allow_tf32
+    try:  # after this setting is used, `get_float32_matmul_precision` raises an error
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    except AttributeError:  # PyTorch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32
 
 
 def relative_errors(heads: Heads, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
