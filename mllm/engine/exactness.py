@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from mllm.engine.learner import Learner
 from mllm.errors import ConfigError
@@ -40,13 +41,23 @@ class Pass:
         learner.train(was_training)
         return cls(loss.detach(), [gradient for gradient in found if gradient is not None])
 
+    def on_host(self) -> Pass:
+        """Return the pass with its gradients on the host, so that those of another pass fit on the device."""
+        return Pass(self.loss, [gradient.cpu() for gradient in self.gradients])
+
     def differences(self, expected: Pass) -> tuple[float, float]:
-        """Return the relative differences of the loss and of all gradients."""
-        pairs = list(zip(self.gradients, expected.gradients, strict=True))
-        norm = torch.stack([other.double().norm() for _, other in pairs]).norm()
-        difference = torch.stack([(one.double() - other.double()).norm() for one, other in pairs]).norm()
+        """Return the relative differences of the loss and of all gradients. One tensor at a time changes its device."""
+        norms = [norms_of(one, other).tolist() for one, other in zip(self.gradients, expected.gradients, strict=True)]
+        difference, norm = torch.tensor(norms, dtype=torch.float64).norm(dim=0)
         loss = (self.loss - expected.loss).abs() / expected.loss.abs()
         return float(loss), float(difference / norm)
+
+
+def norms_of(one: Tensor, other: Tensor) -> Tensor:
+    """Return the norms of the difference and of the other tensor, [2], on the device of the first."""
+    expected = other.to(one.device).float()
+    difference = one.float() - expected
+    return torch.stack([vector_norm(tensor, dtype=torch.float64) for tensor in (difference, expected)])
 
 
 def agreement(found: Pass, expected: Pass, precision: str, key: str) -> str:

@@ -28,7 +28,7 @@ def use_kernels(config: RunConfig, trainer: MultimodalTrainer, batch: LogicalBat
     piece = batch.pieces[-1].to(trainer.args.device)
     if uses_liger:
         origin = config.origin("training_args", "use_liger_kernel")
-        expected = _pass(trainer, piece)
+        expected = _pass(trainer, piece).on_host()
         names = use_liger_kernels(trainer.learner.student.pretrained, trainer.args.device.type)
         found = agreement(_pass(trainer, piece), expected, precision, f"{origin}: use_liger_kernel=True")
         logger.info("kernels of Liger for %s: %s", ", ".join(names), found)
@@ -39,12 +39,12 @@ def use_kernels(config: RunConfig, trainer: MultimodalTrainer, batch: LogicalBat
 def compare_attention(config: RunConfig, trainer: MultimodalTrainer, piece: Batch, precision: str, name: str) -> None:
     """Compare the attention of the language model with SDPA. Raise `ConfigError` if loss or gradients differ."""
     language = trainer.learner.student.pretrained.config.get_text_config(decoder=True)
-    found = _pass(trainer, piece)
     language._attn_implementation = "sdpa"
     try:
-        expected = _pass(trainer, piece)
+        expected = _pass(trainer, piece).on_host()
     finally:
         language._attn_implementation = name
+    found = _pass(trainer, piece)
     key = f"{config.origin('model_args', 'attn_implementation')}: attn_implementation='{name}'"
     logger.info("attention by %s, compared with SDPA: %s", name, agreement(found, expected, precision, key))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mllm.config.hardware import CHECKOUT
 from mllm.config.reading import read_config
-from mllm.engine.exactness import Pass, agreement
+from mllm.engine.exactness import Pass, agreement, norms_of
 from mllm.errors import ConfigError
 from mllm.run.kernels import compare_attention
 
@@ -35,6 +36,16 @@ def test_the_precision_decides_what_is_equal():
     for wrong in (near, not_finite, other):
         with pytest.raises(ConfigError, match="x changes the training"):
             agreement(wrong, one, "fp32", "x")
+
+
+def test_gradients_of_the_first_pass_are_on_the_host():
+    """Fake tensors have a GPU without one, and refuse operations of several devices."""
+    with FakeTensorMode():
+        on_device = Pass(torch.ones((), device="cuda"), [torch.ones(2, 3, device="cuda", dtype=torch.bfloat16)])
+        expected = on_device.on_host()
+        assert [gradient.device.type for gradient in expected.gradients] == ["cpu"]
+        norms = norms_of(on_device.gradients[0], expected.gradients[0])
+    assert (norms.device.type, norms.dtype, norms.shape) == ("cuda", torch.float64, (2,))
 
 
 def test_an_attention_that_attends_to_later_tokens_is_refused(make_trainer, monkeypatch):
