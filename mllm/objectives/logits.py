@@ -54,7 +54,8 @@ class LogitMatch(Objective):
     def count(self, targets: dict[str, Tensor]) -> Tensor:
         """Return the number of supervised tokens of each sample, [B]. The first token cannot be predicted.
 
-        Tokens are counted on the host before the forward pass on a device, so they are compared here.
+        They are compared here, because an update of the trainer counts them on the host, before the forward pass on a
+        device. A loss outside of an update counts on the device, which waits for the comparison.
 
         Raises:
             DataError: Teacher and student have different supervised tokens.

@@ -30,7 +30,7 @@ REAL_DTYPES = (torch.int64, torch.int32, torch.bool)
 SMALL = 64
 """Largest number of floating-point numbers of an input that stay real, such as counts."""
 FEW = 256
-"""Largest number of elements of a fake mask whose sum is known, because all of them are true."""
+"""Largest number of elements of a fake mask whose sum is known, because all of them are taken as true."""
 DERIVED = 2**22
 """Largest number of floating-point numbers that are computed if they depend on real tensors only.
 

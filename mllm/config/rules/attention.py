@@ -9,7 +9,7 @@ from mllm.errors import ConfigError
 FLEX, FLASH = "flex_attention", "flash_attention"
 """Value for FlexAttention inside rows, and beginning of the values for the packages of FlashAttention."""
 OF_ROWS = (None, "sdpa", FLEX)
-"""Implementations for rows of samples; None: FlexAttention on a GPU where it is exact, else SDPA."""
+"""Implementations for rows of samples; None: FlexAttention on a GPU where it agrees with SDPA, else SDPA."""
 IN_BOTH_DIRECTIONS = ("gemma3", "gemma4", "gemma4_unified", "git", "paligemma")
 """Architectures in which the tokens of an image, or of a question with its image, attend to later ones."""
 
