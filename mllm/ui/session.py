@@ -44,21 +44,13 @@ class Session:
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir(parents=True, mode=0o700)
         try:
-            # The files of a series can have equal names.
-            moved = [
-                Path(shutil.move(file, folder / f"{number}_{Path(file).name}"))
-                for number, file in enumerate(files)
-                if len(files) == 1 or is_image_name(Path(file).name)
-            ]
-            if len(moved) == 1 and begins_with(moved[0], BEGINNING):
-                archive, moved = moved[0], unpack(moved[0], folder, limit)
-                archive.unlink()
-            elif only_dicom:
-                moved = [path for path in moved if has_dicom_content(path)]
-            self.study = open_study(moved)
-        except UserError:
+            self.study = open_study(_taken(files, folder, limit, only_dicom))
+        except BaseException:
             shutil.rmtree(folder)
             raise
+        finally:
+            for file in files:  # those that are left out can have names of patients, as a directory file has
+                Path(file).unlink(missing_ok=True)
         self.view = self.study.first_view
 
     def close(self) -> None:
@@ -89,6 +81,29 @@ class Session:
             paths = [source] if isinstance(source, Path) else list(source)
             raise type(error)(without_folders(str(error), paths)) from error
         return Shown(image, self.study.caption(self.view), (self.study.source, self.view))
+
+
+def _taken(files: Sequence[str], folder: Path, limit: int, only_dicom: bool) -> list[Path]:
+    """Move dropped files to a folder, and return the images among them; see `Session.open`."""
+    files = list(dict.fromkeys(files))  # two equal files have one path in the folder of Gradio
+    # The files of a series can have equal names.
+    moved = [
+        Path(shutil.move(file, folder / f"{number}_{Path(file).name}"))
+        for number, file in enumerate(files)
+        if len(files) == 1 or is_image_name(Path(file).name)
+    ]
+    if len(moved) == 1 and begins_with(moved[0], BEGINNING):
+        unpacked = folder / "unpacked"  # a file of the archive can have its name
+        unpacked.mkdir()
+        paths = unpack(moved[0], unpacked, limit)
+        moved[0].unlink()
+        return paths
+    if not only_dicom:
+        return moved
+    images = [path for path in moved if has_dicom_content(path)]
+    for path in set(moved).difference(images):
+        path.unlink()
+    return images
 
 
 class Sessions:

@@ -113,6 +113,35 @@ def test_an_unreadable_file_is_named_and_removed(events, tmp_path):
     assert not any(file.is_file() for file in events.sessions.folder.rglob("*"))
 
 
+def test_no_dropped_file_stays_where_it_was_uploaded(tmp_path, monkeypatch):
+    """A directory file has names of patients. Gradio stores two equal files of one name as one."""
+    files = write_series(tmp_path / "study")
+    directory, text = tmp_path / "study" / "DICOMDIR", tmp_path / "study" / "README.txt"
+    directory.write_bytes(files[0].read_bytes())
+    text.write_text("a viewer")
+    session = Session(tmp_path / "session")
+    session.open([str(file) for file in (*files, files[0], directory, text)], 10**6, only_dicom=True)
+    assert session.study.count == 4 and not list((tmp_path / "study").iterdir())
+    assert len([path for path in session.folder.rglob("*") if path.is_file()]) == 4
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("mllm.ui.session.open_study", fail)
+    with pytest.raises(RuntimeError):
+        session.open(dropped(tmp_path, "scan.png"), 10**6)
+    assert not any(path.is_file() for folder in ("upload0", "session") for path in (tmp_path / folder).rglob("*"))
+
+
+def test_an_archive_can_have_the_name_of_its_file(tmp_path):
+    (file,) = write_series(tmp_path / "study", count=1)
+    with zipfile.ZipFile(tmp_path / "scan", "w") as archive:
+        archive.write(file, "scan")
+    session = Session(tmp_path / "session")
+    session.open([str(tmp_path / "scan")], 10**6)
+    assert session.shown().image.tobytes() == read_images(file)[0].tobytes()
+
+
 def test_windows_change_the_picture_that_is_asked_about(events, tmp_path):
     events.open(dropped(tmp_path, "scan.png"), person())
     before = events.sessions.of("a").shown()
