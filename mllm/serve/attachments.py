@@ -21,7 +21,7 @@ from mllm.dataset.readers import read_images
 from mllm.dataset.readers.archive import BEGINNING, unpack, unpacked_size
 from mllm.dataset.readers.dicom_frames import begins_as_dicom
 from mllm.dataset.readers.notices import unlogged
-from mllm.dataset.readers.pixel_limit import TooManyPixelsError, limited_pixels
+from mllm.dataset.readers.pixel_limit import TooManyPixelsError, counted_pixels, limited_pixels
 from mllm.errors import ConfigError, DataError
 from mllm.registry import READERS
 from mllm.serve.limits import RequestError
@@ -150,7 +150,7 @@ def _refuse_large(content: bytes, where: str, pixels: int) -> None:
     message = f"{where} has more than {pixels:,} pixels, the limit of this server: send a smaller image"
     try:
         with Image.open(BytesIO(content)) as image:
-            count = image.width * image.height
+            count = counted_pixels(image.width, image.height)
     except Image.DecompressionBombError as error:
         raise RequestError(message, 413) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from mllm.dataset.readers.pixel_limit import counted_pixels
 from mllm.errors import hint
 from mllm.models.generation.options import GenerationOptions
 from mllm.options import broken_bound, fits, invalid_value
@@ -244,7 +245,7 @@ class _Messages:
     def _add(self, first: _File, files: Sequence[_File]) -> int:
         """Read the images of a file, or of the files of a series, and return their number."""
         where = first.where
-        left = self.limits.pixels - sum(image.width * image.height for image in self.images)
+        left = self.limits.pixels - sum(counted_pixels(image.width, image.height) for image in self.images)
         if first.series is None:
             images = read_content(first.content, first.name, first.options, where, left)
         else:

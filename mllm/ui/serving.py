@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.from_thread
 
+from mllm.dataset.readers.pixel_limit import counted_pixels
 from mllm.errors import DataError
 from mllm.predict.inputs import asked_sample, split_options, views_of
 from mllm.predict.model_answer import ModelAnswer
@@ -104,7 +105,8 @@ class QueuedModel:
 
     def _check_pixels(self, sample: Sample) -> None:
         """Raise `DataError` if the images have more pixels than a request to the server may have."""
-        pixels, limit = sum(image.width * image.height for image in sample.images), self._service.limits.pixels
+        limit = self._service.limits.pixels
+        pixels = sum(counted_pixels(image.width, image.height) for image in sample.images)
         if pixels > limit:
             raise DataError(
                 f"the pictures of this conversation have {pixels:,} pixels, and the limit of this server is "

@@ -43,6 +43,11 @@ def limited_pixels(pixels: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
+def counted_pixels(width: int, height: int) -> int:
+    """Return the number of pixels that an image of this size counts: at least 1,024."""
+    return max(width * height, _LEAST)
+
+
 def pixel_limit() -> int | None:
     """Return the limit; None: there is none."""
     limit = _limit.get()
@@ -52,7 +57,7 @@ def pixel_limit() -> int | None:
 def check_selected(path: Path, count: int, width: int, height: int) -> None:
     """Raise `TooManyPixelsError` if `count` images of this size have together more pixels than the limit."""
     limit = _limit.get()
-    pixels = count * max(width * height, _LEAST)
+    pixels = count * counted_pixels(width, height)
     if limit is not None and pixels > limit.pixels:
         reason = f"its images have {pixels:,} pixels, and the limit is {limit.pixels:,}: select fewer"
         raise TooManyPixelsError.at(str(path), reason)
@@ -63,7 +68,7 @@ def count_next(path: Path, width: int, height: int) -> None:
     limit = _limit.get()
     if limit is None:
         return
-    limit.counted += max(width * height, _LEAST)
+    limit.counted += counted_pixels(width, height)
     if limit.counted > limit.pixels:
         raise TooManyPixelsError.at(
             str(path), f"its images have more than {limit.pixels:,} pixels, the limit: select fewer or smaller ones"
