@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mllm.errors import DataError
+from mllm.predict.model_answer import ModelAnswer
 from mllm.structures import IMAGE
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from mllm.predict.model_answer import ModelAnswer
 
 _PLACEHOLDER = re.compile(re.escape(IMAGE))
 
@@ -93,7 +92,7 @@ class Conversation:
 
         The picture belongs to the question if the conversation does not end with it already. A question about another
         slice adds that slice, and one about the same slice adds nothing. `is_stopped` ends the answers, which keep the
-        text until then.
+        text until then; models that were not asked by then have an empty answer.
 
         Raises:
             UserError: The question is empty, a model cannot answer it, or no answer had begun when it was stopped. The
@@ -107,15 +106,18 @@ class Conversation:
         known = bool(self.pictures) and shown is not None and self.pictures[-1].key == shown.key
         new = () if shown is None or known else (shown,)
         # The conversation may change while the models answer, such as by another question.
-        pictures, images = (*self.pictures, *new), [picture.image for picture in new]
-        before = self.exchanges[-1].answers if self.exchanges else {}
+        pictures, before = (*self.pictures, *new), {name: self._last_answer(name) for name in models}
         exchange = Exchange(question, new, pictures, {}, options.get("modality", ""))
         yield exchange
         for name in models:
-            pieces = asker.stream(
-                images or None, question, after=before.get(name), model=name, is_cancelled=is_stopped, **options
-            )
             exchange.written[name] = ""
+            if is_stopped():
+                exchange.answers[name] = ModelAnswer("", model=name, end="cancelled")
+                continue
+            after = before[name]
+            # A model that did not answer the last question has not seen its pictures.
+            images = [picture.image for picture in pictures[len(after.images) if after else 0 :]]
+            pieces = asker.stream(images or None, question, after=after, model=name, is_cancelled=is_stopped, **options)
             while name not in exchange.answers:
                 try:
                     exchange.written[name] += next(pieces)
@@ -125,6 +127,11 @@ class Conversation:
         if is_stopped() and not any(answer.text for answer in exchange.answers.values()):
             raise DataError("it was stopped before an answer began: ask again")
         self.exchanges.append(exchange)
+
+    def _last_answer(self, model: str) -> ModelAnswer | None:
+        """Return the last answer of a model; None without any. One that was stopped before it began is none."""
+        answers = [exchange.answers[model] for exchange in self.exchanges if model in exchange.answers]
+        return next((one for one in reversed(answers) if one.text or one.end != "cancelled"), None)
 
     def measure(self, asker: Asker, views: Sequence[str], chosen: Mapping[str, Shown]) -> None:
         """Append the measures of the pictures that were chosen for the views. Raise `UserError`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +189,27 @@ def test_an_answer_appears_while_it_is_written_and_stop_keeps_its_beginning(even
     first, second = exchange.answers["first"], exchange.answers["second"]
     assert shown[0].count("<section") == 2 and shown[-1] == "" and "The answer was stopped." in state[0]
     assert (first.end, second.end) == ("cancelled", "cancelled") and 1 < first.tokens < 1500 and second.tokens <= 1
+
+
+def test_after_a_stop_no_model_is_asked_and_an_empty_answer_is_no_turn(model, pictures):
+    asked, stopped = [], Event()
+
+    def stream(*inputs: Any, **options: Any) -> Any:
+        asked.append(options["model"])
+        return model.stream(*inputs, **options)
+
+    asker, talk = SimpleNamespace(names=model.names, stream=stream), Conversation()
+    image = Image.open(pictures / "0.png")
+    shown = Shown(image, "a.png", 0)
+    for exchange in talk.ask(asker, ["first", "second"], "What is this?", shown, stopped.is_set, **FEW):
+        if "first" in exchange.answers:
+            stopped.set()
+    second = talk.exchanges[0].answers["second"]
+    assert asked == ["first"] and (second.text, second.end) == ("", "cancelled")
+    list(talk.ask(asker, ["first", "second"], "Why?", shown, lambda: False, **FEW))
+    first, second = (talk.exchanges[1].answers[name] for name in ("first", "second"))
+    assert second.text == model.ask(image, "Why?", model="second", **FEW).text and len(second.images) == 1
+    assert [turn.role for turn in first.question.turns] == ["user", "assistant", "user"] and len(first.images) == 1
 
 
 @pytest.mark.parametrize("form", ["files", "folder", "zip"])
