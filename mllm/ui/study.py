@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -155,8 +156,12 @@ def open_study(files: Sequence[str | Path]) -> Study:
 
 def without_folders(message: str, paths: Sequence[Path]) -> str:
     """Return a message with the names of files in place of their paths, which are temporary."""
-    for path in paths:
-        message = message.replace(str(path), path.name).replace(path.name, dropped_name(path))
+    named = [path for path in paths if path.name in message]
+    names = {name: dropped_name(path) for path in named for name in (str(path), path.name)}
+    # A name can be the end of another one, so names are replaced at once, the longest first, and as whole words.
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    pattern = rf"(?<![\w.-])(?:{'|'.join(longest_first)})(?![\w-]|\.\w)"
+    message = re.sub(pattern, lambda match: names[match[0]], message) if names else message
     return message.replace(str(paths[0].parent), "the series")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from medical_files import SLICE as VALUES
@@ -10,7 +12,7 @@ from PIL import Image
 
 from mllm.dataset.readers import read_images
 from mllm.errors import DataError
-from mllm.ui.study import View, open_study
+from mllm.ui.study import View, open_study, without_folders
 
 CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0}
 
@@ -74,3 +76,13 @@ def test_unusable_files_are_named_without_their_folders(tmp_path, caplog):
         open_study([])
     open_study(pictures[:1])  # nearly constant, about which readers log a warning with the name of the file
     assert not caplog.records
+
+
+def test_messages_have_the_names_of_dropped_files_whatever_their_numbers():
+    folder = Path("/tmp/session/a.b")
+    paths = [folder / f"{number}_IM.dcm" for number in range(12)] + [folder / "12_1", folder / "13_1.dcm"]
+    message = (
+        f"{paths[11]} and {paths[1]} of {folder}: 1_IM.dcm, 11_IM.dcm, (12_1), {paths[13]}. {paths[12]}, 1_IM.dcm.gz"
+    )
+    expected = "IM.dcm and IM.dcm of the series: IM.dcm, IM.dcm, (1), 1.dcm. 1, 1_IM.dcm.gz"
+    assert without_folders(message, paths) == expected
