@@ -20,6 +20,8 @@ from mllm.private_messages import is_private
 
 NAMED = 100
 """Number of rows whose columns a message about an unknown column may name."""
+KEPT = 10_000
+"""Number of rows whose added fields are kept in memory, so that they are inspected once. Others are in each pass."""
 
 
 def parse_columns(config: RunConfig, names: Sequence[str] = ()) -> list[Column]:
@@ -64,8 +66,17 @@ def add_strata(
 ) -> Evaluation:
     """Return an evaluation whose rows have their modality and the columns, with the figures by stratum."""
     names = [column.name for column in columns]
+    kept: dict[int, Row] = {}
 
     def added(index: int, row: Row) -> Row:
+        fields = kept.get(index)
+        if fields is None:
+            fields = read(index)
+            if len(kept) < KEPT:
+                kept[index] = fields
+        return fields
+
+    def read(index: int) -> Row:
         fields = _fields_of(dataset, index)
         shows_modality = "modality" in fields and ("modality" in names or not is_private())
         values = {name: fields[name] for name in names if name in fields and name not in FIELDS}
