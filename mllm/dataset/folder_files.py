@@ -20,8 +20,12 @@ _MAC = "__MACOSX"
 
 
 def is_hidden(name: str) -> bool:
-    """Return True for files and folders that programs keep beside the data, such as `.DS_Store`."""
-    return name.startswith(".") or name == _MAC
+    """Return True for files that programs keep beside the data, such as `.DS_Store`, and for all below such a folder.
+
+    Args:
+        name: Name of a file or folder, or a relative path with `/`.
+    """
+    return any(part == _MAC or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
 def files_below(folder: str | Path) -> Iterator[str]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mllm.dataset.readers.archive import BEGINNING, begins_with, is_image_name, unpack
-from mllm.dataset.readers.dicom_frames import has_dicom_content
+from mllm.dataset.readers.archive import BEGINNING, begins_with, unpack
+from mllm.dataset.readers.dicom_frames import has_dicom_content, is_image_name
 from mllm.errors import UserError
 from mllm.ui.conversation import Conversation, Shown
 from mllm.ui.study import Study, View, open_study, without_folders

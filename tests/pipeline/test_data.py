@@ -56,6 +56,7 @@ def data(folder, capsys):
     for number in range(4):
         picture(f"{number}.png", number)
     picture("copy.png", 1)
+    Path("._copy.png").write_bytes(b"metadata of macOS")
     picture("long.png", 9, (300, 40))
     picture("small.png", 10, (20, 40))
     Image.new("RGB", (48, 40), (7, 7, 7)).save("flat.png")
@@ -111,6 +112,7 @@ def test_each_fault_is_found_with_its_row(data):
         "train: train.jsonl, line 3: 'bening', elsewhere 'benign'",
     ):
         assert row in text, row
+    assert "Images without a row" not in text
     assert "train 7 1 6 0 6 6 0 0" in text and "benign 3" in text and "48 x 40 4" in text
 
 

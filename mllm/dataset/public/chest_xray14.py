@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from typing_extensions import override
 
+from mllm.dataset.folder_files import is_hidden
 from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import BoxForm
 from mllm.dataset.tables.listed import ERROR, ListedRecords
@@ -69,7 +70,7 @@ class ImageFiles:
         names, folders = list[bytes](), array("i")
         for place in sorted(root.glob("images*")):
             for folder, _, files in os.walk(place):
-                images = [os.fsencode(name) for name in files if name.endswith(".png")]
+                images = [os.fsencode(name) for name in files if name.endswith(".png") and not is_hidden(name)]
                 names += images
                 folders.extend([len(self._folders)] * len(images))
                 self._folders.append(Path(folder).relative_to(root).as_posix())

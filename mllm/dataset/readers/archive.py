@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from mllm.dataset.readers.dicom_frames import PREAMBLE, begins_as_dicom
+from mllm.dataset.readers.dicom_frames import PREAMBLE, begins_as_dicom, is_image_name
 from mllm.errors import DataError
 
 BEGINNING = b"PK\x03\x04"
@@ -62,12 +62,6 @@ def begins_with(path: Path, beginning: bytes) -> bool:
     """Return True for a file with these first bytes."""
     with path.open("rb") as file:
         return file.read(len(beginning)) == beginning
-
-
-def is_image_name(name: str) -> bool:
-    """Return False for the directory file of a study, and for hidden files, as some systems add to archives."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and parts[-1].lower() != "dicomdir" and not parts[-1].startswith(".") and "__MACOSX" not in parts
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mllm.dataset.folder_files import is_hidden
 from mllm.dataset.readers.dicom_bits import OVERLAY_BITS, corrected_bits
 from mllm.dataset.readers.faults import unusable
 from mllm.dataset.readers.geometry import check_pixels
@@ -53,6 +54,15 @@ _MAX_INFLATED = 1 << 30
 def is_dicom(path: Path) -> bool:
     """Return True for a file with a suffix or the content of DICOM."""
     return path.name.lower().endswith(_SUFFIXES) or has_dicom_content(path)
+
+
+def is_image_name(name: str) -> bool:
+    """Return False for the directory file of a study, and for hidden files, as some systems add to archives.
+
+    Args:
+        name: Name of a file, or a relative path with `/`.
+    """
+    return name.rpartition("/")[2].lower() != "dicomdir" and not is_hidden(name)
 
 
 def has_dicom_content(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.dicom import damage_refused, frame_header
-from mllm.dataset.readers.dicom_frames import decode, is_dicom
+from mllm.dataset.readers.dicom_frames import decode, is_dicom, is_image_name
 from mllm.dataset.readers.dicom_gray import apply_voi, default_range, drop_impossible_rescale, to_values
 from mllm.dataset.readers.dicom_slices import Stack, read_stack
 from mllm.dataset.readers.faults import unusable
@@ -26,8 +26,6 @@ from mllm.registry import READERS
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_NOT_IMAGES = ("dicomdir",)
-"""Files of an exported series that are no slices."""
 _SAMPLED = 32
 """Maximum number of slices of which the gray values of a series are computed."""
 
@@ -80,8 +78,8 @@ def read(
 
 def find_files(folder: Path) -> list[Path]:
     """Return the DICOM files of a folder in the order of their names, without its directory file and hidden files."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
-    files = [entry for entry in entries if entry.name.lower() not in _NOT_IMAGES and is_dicom(entry)]
+    entries = sorted(entry for entry in folder.iterdir() if is_image_name(entry.name) and entry.is_file())
+    files = [entry for entry in entries if is_dicom(entry)]
     if not files:
         raise unusable(folder, "is a folder without DICOM files; its subfolders are not searched")
     return files

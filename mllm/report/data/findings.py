@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mllm.dataset.folder_files import is_hidden
 from mllm.dataset.readers.header_fields import BURNED_IN
 from mllm.dataset.readers.notices import CONSTANT
 from mllm.report.data.facts import RowFacts
@@ -170,7 +171,9 @@ def _without_row(rows: Sequence[RowFacts], suffixes: tuple[str, ...]) -> Finding
         os.path.relpath(entry.path)
         for folder in sorted({os.path.dirname(file) for file in used})
         for entry in os.scandir(folder)
-        if entry.name.lower().endswith(suffixes) and os.path.realpath(entry.path) not in used
+        if entry.name.lower().endswith(suffixes)
+        and not is_hidden(entry.name)
+        and os.path.realpath(entry.path) not in used
     ]
     return _finding("Images without a row", "A row is missing, or the config leaves them out.", sorted(images))
 

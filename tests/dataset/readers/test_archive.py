@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mllm.dataset.folder_files import files_below
 from mllm.dataset.readers.archive import unpack, unpacked_size
+from mllm.dataset.readers.series import find_files
 from mllm.errors import DataError
 
 DICOM = bytes(128) + b"DICM" + bytes(range(200))
@@ -57,6 +59,21 @@ def test_names_of_any_length_and_script_are_written(tmp_path: Path) -> None:
     assert all(path.parent == tmp_path and path.name.isascii() and len(path.name) < 60 for path in paths)
     assert paths[1].suffix == ".dcm"
     assert unpacked_size(BytesIO(archive), 10**9) == 4 * len(DICOM) and unpacked_size(BytesIO(archive), 99) == 99
+
+
+def test_archives_series_and_folders_have_one_rule_for_hidden_files(tmp_path: Path) -> None:
+    names = ["a.dcm", "b/c.dcm", "b/._c.dcm", ".hidden/d.dcm", "__MACOSX/b/e.dcm", "b/.trash/f.dcm", "../g.dcm"]
+    archive = zip_of([*names, "DICOMDIR", "b/dicomdir"], DICOM)
+    (tmp_path / "unpacked").mkdir()
+    paths = unpack(BytesIO(archive), tmp_path / "unpacked", len(archive))
+    assert [path.name.partition("_")[2] for path in paths] == ["a.dcm", "c.dcm", "g.dcm"]
+    study = tmp_path / "study"
+    for name in [*names[:-1], "DICOMDIR", "b/dicomdir"]:
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        (study / name).write_bytes(DICOM)
+    assert [name for name in files_below(study) if "dicomdir" not in name.lower()] == ["a.dcm", "b/c.dcm"]
+    assert [path.name for path in find_files(study)] == ["a.dcm"]
+    assert [path.name for path in find_files(study / "b")] == ["c.dcm"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
