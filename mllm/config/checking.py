@@ -42,9 +42,13 @@ HEAD_PROVIDED = ("width", "vision", "mask_size")
 """Arguments of a head that the program computes from the model."""
 INTERVALS = ("save_steps", "eval_steps", "logging_steps")
 """Keys with a number of updates, or a fraction of all updates."""
-POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+POSITIVE = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "ddp_timeout"),
+    *("ddp_bucket_cap_mb", "dataloader_prefetch_factor"),
+)
 NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "seed", "data_seed"),
+    "eval_delay",
 )
 """Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
 
@@ -272,7 +276,7 @@ def training_args(values: dict[str, Any], origins: Origins, is_private: bool) ->
         if not fits(value, known[key].annotation):
             problem = invalid_value(value, known[key].annotation, REFUSED_VALUES.get(key, ()))
             raise ConfigError(f"{origin}: training_args.{key} {problem}")
-        if key in POSITIVE and value < 1:
+        if key in POSITIVE and value is not None and value < 1:
             raise ConfigError(f"{origin}: training_args.{key} must be an integer of at least 1, not {value!r}")
         if key in INTERVALS and value is not None and not value > 0:
             raise ConfigError(f"{origin}: training_args.{key} must be greater than 0, not {value!r}")

@@ -267,18 +267,26 @@ def score_split(
     """
     ordered = records.ordered(len(samples), skip_failures)
 
-    def numbered() -> Iterator[tuple[int, Row]]:
-        answered = ((record["index"], record["row"]) for record in ordered if "row" in record)
+    def numbered(failures: list[Failure] | None = None) -> Iterator[tuple[int, Row]]:
+        answered = _answered_rows(ordered, failures)
         return _with_patient_numbers(samples, answered) if is_private() else answered
 
     scorer, count, tokens, unreadable = Scorer(metrics), 0, 0, 0
-    for _, row in numbered():
+    failures = list[Failure]()
+    for _, row in numbered(failures):
         scorer.add(*answers_of(row))
         count, tokens, unreadable = count + 1, tokens + row["tokens"], unreadable + row.get("unreadable", 0)
-    skipped = (record for record in ordered if "skipped" in record) if skip_failures else ()
-    failures = [Failure(record["skipped"], (record["index"], 0)) for record in skipped]
     figures, scored = scorer.figures(), scorer.scored()
     return Evaluation(Rows(numbered, count), figures, scored, failures, continued, tokens, unreadable)
+
+
+def _answered_rows(records: Iterable[Record], failures: list[Failure] | None) -> Iterator[tuple[int, Row]]:
+    """Yield the number and the row of each answer, and append the rows that were skipped to `failures`."""
+    for record in records:
+        if "row" in record:
+            yield record["index"], record["row"]
+        elif failures is not None:
+            failures.append(Failure(record["skipped"], (record["index"], 0)))
 
 
 def _with_patient_numbers(samples: Samples, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:

@@ -5,7 +5,7 @@ Errors are prediction minus reference, in the unit of the measure: percentage po
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from typing_extensions import override
@@ -114,6 +114,13 @@ class Measures(PartedMetric):
                 if len(known):
                     ends[name] = min(low, float(known.min())), max(high, float(known.max()))
         return ends
+
+    def columns(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield the name of each measure, and its values in answers and references, [N] each; NaN: unknown."""
+        for name in self._names:
+            columns = zip(*(measure_columns(part, name) for _, part in self.parts()), strict=True)
+            predicted, true = (np.concatenate(column) for column in columns)
+            yield name, predicted, true
 
     def counts(self) -> dict[str, float]:
         """Return the numbers of known, unknown and failed measures, and the difference of EF and volumes."""

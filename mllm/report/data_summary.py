@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
-from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 
-from mllm.contents import stated_measures
 from mllm.dataset.checking import Splits
 from mllm.dataset.summary import counts, summarize
+from mllm.engine.predictions import answers_of
 from mllm.files import write_json
+from mllm.metrics.measures import Measures
+from mllm.metrics.scoring import Series
 from mllm.private_messages import is_private
 from mllm.report.measure_plots import plot_agreement, plot_distributions
 from mllm.run_files import AGREEMENT_PLOT, DATA_SUMMARY, MEASURES_PLOT
@@ -52,24 +51,14 @@ def draw_agreement(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Plot predicted over true measures of the rows of an evaluation, if they have any and the run is not private."""
     if is_private():
         return
-    columns: dict[str, tuple[array[float], array[float]]] = {}
-    for number, row in enumerate(rows):
-        true = row.get("reference_measures") or stated_measures(row["reference"])
-        predicted = row.get("measures") or stated_measures(row["prediction"])
-        for name in true:
-            if name not in columns:
-                columns[name] = array("d", [math.nan]) * number, array("d", [math.nan]) * number
-        for name, column in columns.items():
-            for values, side in zip((predicted, true), column, strict=True):
-                side.append(_value(values, name))
+    series = Series(Measures)
+    for row in rows:
+        series.add(*answers_of(row))
+    measures: Any = series.metric
+    columns = list(measures.columns())
     if columns:
-        sides = [{name: np.array(column[side]) for name, column in columns.items()} for side in (0, 1)]
-        plot_agreement(sides[0], sides[1], folder / AGREEMENT_PLOT)
-
-
-def _value(values: Mapping[str, Any], name: str) -> float:
-    value = values.get(name)
-    return math.nan if value is None else float(value)
+        predicted, true = ({name: values[side] for name, *values in columns} for side in (0, 1))
+        plot_agreement(predicted, true, folder / AGREEMENT_PLOT)
 
 
 def _statistics(name: str, figures: Mapping[str, float]) -> str:

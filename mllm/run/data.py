@@ -106,8 +106,12 @@ def planned_updates(config: RunConfig, train: SampleDataset) -> int:
     max_steps = training["max_steps"]
     if max_steps > 0:
         return int(max_steps)
-    sampler = _private_sampler(config, train, secret=b"") if config.privacy_args else _plain_sampler(config, train)
-    return math.ceil(training["num_train_epochs"] * len(sampler))
+    return math.ceil(training["num_train_epochs"] * updates_per_epoch(config, train))
+
+
+def updates_per_epoch(config: RunConfig, train: SampleDataset) -> int:
+    """Return the number of updates of an epoch."""
+    return len(_private_sampler(config, train, secret=b"") if config.privacy_args else _plain_sampler(config, train))
 
 
 def training_draws(config: RunConfig, train: SampleDataset, updates: int) -> list[tuple[SampleDataset, int, int]]:

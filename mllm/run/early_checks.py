@@ -23,6 +23,7 @@ from mllm.config.schema import RunConfig
 from mllm.engine.builder import CHECKPOINTING, tracker_names, training_arguments
 from mllm.engine.trackers import try_tracker
 from mllm.errors import ConfigError, hint
+from mllm.private_messages import PublicText
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ CALLBACK_KEYS = ("save_total_limit", "early_stopping_patience", "early_stopping_
 """Keys of `training_args` that callbacks of this program read."""
 
 
-def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfig:
+def check_early(config: RunConfig, hardware: Hardware, updates: int, epochs: float = 1.0) -> RunConfig:
     """Return the config after its optimizer, schedule and trackers have been built for a single parameter.
 
     For a run of one update, warmup is turned off in the result, because its only learning rate would be 0.
@@ -47,9 +48,11 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
         config: The config.
         hardware: The hardware of the run.
         updates: Number of updates of the whole training.
+        epochs: Number of epochs of the whole training.
 
     Raises:
-        ConfigError: One of them cannot be built, or the learning rate is 0 in every update.
+        ConfigError: One of them cannot be built, the learning rate is 0 in every update, or the best checkpoint would
+            be chosen without a validation.
     """
     if config.data_args.gen_kwargs.get("scales"):
         raise ConfigError(
@@ -82,7 +85,7 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int) -> RunConfi
     _check_compiler(config)
     optimizer = _optimizer(config, arguments)
     _check_schedule(config, arguments, optimizer, updates)
-    _warn_of_useless_stopping(config, arguments, updates)
+    _check_validations(config, arguments, updates, epochs)
     return config
 
 
@@ -214,19 +217,28 @@ def _check_rates(rate: Callable[[int], float], updates: int) -> float:
     return largest
 
 
-def _warn_of_useless_stopping(config: RunConfig, arguments: TrainingArguments, updates: int) -> None:
-    """Log a warning if early stopping waits for more validations than the run has."""
+def _check_validations(config: RunConfig, arguments: TrainingArguments, updates: int, epochs: float) -> None:
+    """Log a warning about a run without a validation, or with too few for early stopping.
+
+    Raises:
+        ConfigError: There is no validation from which `load_best_model_at_end` could choose.
+    """
     patience, strategy = config.training_args["early_stopping_patience"], arguments.eval_strategy
-    if patience is None or strategy == "no" or config.tiny:
+    if config.data_args.validation is None or strategy == "no" or config.tiny:
         return
-    if strategy == "epoch":
-        if config.training_args["max_steps"] > 0:
-            return  # the number of epochs is not known here
-        validations = math.ceil(config.training_args["num_train_epochs"])
-    else:
-        interval = arguments.eval_steps or 1
-        validations = math.ceil(updates / (interval if interval >= 1 else math.ceil(updates * interval)))
-    if validations <= patience:
+    interval = 1.0 if strategy == "epoch" else arguments.eval_steps or 1
+    interval = interval if interval >= 1 else math.ceil(updates * interval)
+    end, first = epochs if strategy == "epoch" else updates, arguments.eval_delay
+    # `DefaultFlowCallback` of transformers validates after each interval and at the end, from `eval_delay` on.
+    delayed = max(0, math.ceil(first / interval) - 1)
+    validations = max(0, math.ceil(end / interval) - 1 - delayed) + (first <= end)
+    if not validations:
+        origin, unit = config.origin("training_args", "eval_delay"), "epochs" if strategy == "epoch" else "updates"
+        fault = f"eval_delay={first:g} is longer than the run of {end:g} {unit}, so the model is never validated"
+        if arguments.load_best_model_at_end:
+            raise ConfigError(f"{origin}: {fault}, and load_best_model_at_end=True would load nothing: lower it")
+        logger.warning("%s: %s: lower it", origin, PublicText(fault))
+    if patience is not None and validations <= patience:
         logger.warning(
             "early_stopping_patience=%d cannot stop this run, which has %d validations: lower it, or validate more "
             "often (training_args.eval_steps)",

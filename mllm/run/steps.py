@@ -10,7 +10,14 @@ from mllm.engine.builder import build_learner, memory_advice, prepare_trainer
 from mllm.engine.process_group import end_processes, start_processes
 from mllm.errors import advise_on_memory
 from mllm.models.builder.builder import load_pretrained
-from mllm.run.data import limit_tiny_updates, open_splits, planned_updates, prepare_data, scale_measures
+from mllm.run.data import (
+    limit_tiny_updates,
+    open_splits,
+    planned_updates,
+    prepare_data,
+    scale_measures,
+    updates_per_epoch,
+)
 from mllm.run.distill import cache_features, fit_objectives, load_teacher, release_teacher, training_encoder
 from mllm.run.early_checks import check_early
 from mllm.run.finish import (
@@ -54,7 +61,8 @@ def _run_steps(
     splits = open_splits(config)
     if tiny:
         config = limit_tiny_updates(config, splits)
-    config = check_early(config, hardware, planned_updates(config, splits["train"]))
+    updates = planned_updates(config, splits["train"])
+    config = check_early(config, hardware, updates, updates / max(1, updates_per_epoch(config, splits["train"])))
     folder, checkpoint = open_run(config, hardware, splits, resume)
     set_seed(config.training_args["seed"])
     planning = start_plan(hardware, folder, plans)

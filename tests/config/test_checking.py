@@ -163,6 +163,18 @@ def sentence(path, *overrides) -> str:
             "run.py:2: training_args.data_seed must be 0 or more and finite, not -1",
         ),
         (
+            "training_args = dict(ddp_timeout=0)",
+            "run.py:2: training_args.ddp_timeout must be an integer of at least 1, not 0",
+        ),
+        (
+            "training_args = dict(dataloader_prefetch_factor=0)",
+            "run.py:2: training_args.dataloader_prefetch_factor must be an integer of at least 1, not 0",
+        ),
+        (
+            "training_args = dict(eval_delay=-1)",
+            "run.py:2: training_args.eval_delay must be 0 or more and finite, not -1",
+        ),
+        (
             "training_args = dict(log_level='inf')",
             "run.py:2: training_args.log_level does not know 'inf': did you mean 'info'?",
         ),

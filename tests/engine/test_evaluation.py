@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from scores import points
 
-from mllm.engine.evaluation import evaluate_split, mark_fields
+from mllm.engine.evaluation import evaluate_split, mark_fields, score_split
 from mllm.engine.predictions import answers_of
 from mllm.errors import DataError
 from mllm.metrics.grounding import Rec
@@ -189,3 +189,22 @@ def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bu
     written = [json.loads(json.dumps(row)) for row in evaluation.rows]
     assert [row.get("pixel_spacings") for row in written] == [[[0.5, 2.0]], None]
     assert [answers_of(row)[1].spacings for row in written] == [((0.5, 2.0),), ()]
+
+
+def test_records_are_read_once_for_figures_and_skipped_rows():
+    class Counted(list):
+        passes = 0
+
+        def ordered(self, rows, with_skipped):
+            return self
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    answer = {"source": "a", "reference": "x", "prediction": "x", "tokens": 1}
+    records = Counted([{"index": 0, "row": answer}, {"index": 1, "skipped": "no image"}, {"index": 2, "row": answer}])
+    evaluation = score_split([None] * 3, records, {}, skip_failures=True)
+    assert records.passes == 1 and evaluation.tokens == 2
+    assert [(failure.message, failure.draw) for failure in evaluation.failures] == [("no image", (1, 0))]
+    assert [index for index, _ in evaluation.rows.numbered()] == [0, 2] and len(evaluation.failures) == 1

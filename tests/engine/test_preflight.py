@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mllm.engine import preflight as preflight_module
 from mllm.engine.preflight import preflight
 from mllm.errors import ConfigError
 from mllm.objectives.text import NextToken
@@ -97,6 +98,26 @@ def test_a_model_with_other_logits_is_refused(make_trainer):
     head = trainer.learner.student.pretrained.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: output * 4)
     with pytest.raises(ConfigError, match="changes its logits in a way that this version does not support"):
+        _run(trainer)
+
+
+@pytest.mark.parametrize("part", [torch.float32, torch.bfloat16])
+def test_states_are_compared_with_the_precision_of_the_least_precise_part(make_trainer, monkeypatch, part):
+    """The vocabulary is in fp32 in both cases. Rounding is a change of 0.4 % in every second pass."""
+    monkeypatch.setattr(preflight_module, "TOLERANCE", preflight_module.HALF_TOLERANCE)
+    trainer, passes = make_trainer(), []
+
+    def rounded(module, inputs, output):
+        passes.append(module)
+        return output * (1 + 2.0**-8 * (len(passes) % 2))
+
+    pretrained = trainer.learner.student.pretrained
+    pretrained.part = torch.nn.Parameter(torch.zeros(1, dtype=part), requires_grad=False)
+    pretrained.model.language_model.norm.register_forward_hook(rounded)
+    if part == torch.float32:
+        with pytest.raises(ConfigError, match="attends to later tokens"):
+            _run(trainer)
+    else:
         _run(trainer)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import DefaultFlowCallback
 
 from mllm.config.hardware import Hardware
 from mllm.config.schema import DataArgs, ModelArgs, RunConfig
@@ -109,6 +111,48 @@ def test_early_stopping_that_cannot_stop_the_run_is_warned_about(caplog):
     caplog.clear()
     check_early(config(**options), CPU, updates=11)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "updates", "epochs", "validations"),
+    [
+        ("steps", dict(eval_steps=5), 10, 1.0, 2),
+        ("steps", dict(eval_steps=5, eval_delay=6), 10, 1.0, 1),
+        ("steps", dict(eval_steps=4, eval_delay=8), 10, 1.0, 2),
+        ("steps", dict(eval_steps=100), 10, 1.0, 1),
+        ("steps", dict(eval_steps=0.5, eval_delay=5), 10, 1.0, 2),
+        ("steps", dict(eval_steps=5, eval_delay=11), 10, 1.0, 0),
+        ("epoch", dict(eval_delay=2), 10, 2.5, 2),
+        ("epoch", dict(eval_delay=2.5), 10, 2.5, 1),
+        ("epoch", dict(eval_delay=1), 10, 0.1, 0),
+        ("epoch", dict(), 10, 0.1, 1),
+    ],
+)
+def test_a_run_without_a_validation_is_warned_about(caplog, strategy, options, updates, epochs, validations):
+    checked = config(eval_strategy=strategy, early_stopping_patience=9, **options)
+    check_early(checked, CPU, updates, epochs)
+    assert f"cannot stop this run, which has {validations} validations" in caplog.text
+    assert ("so the model is never validated" in caplog.text) == (validations == 0)
+    best = config(eval_strategy=strategy, load_best_model_at_end=True, save_strategy=strategy, **options)
+    if validations:
+        check_early(best, CPU, updates, epochs)
+    else:
+        with pytest.raises(ConfigError, match="never validated, and load_best_model_at_end=True would load nothing"):
+            check_early(best, CPU, updates, epochs)
+
+
+def test_the_validations_of_trainer_are_those_that_are_counted(tmp_path):
+    """Reference: the callback of transformers that decides when to validate."""
+    flow, control = DefaultFlowCallback(), TrainerControl()
+    options = dict(eval_strategy="steps", eval_steps=4, eval_delay=7, report_to=[], output_dir=str(tmp_path))
+    arguments = TrainingArguments(**options)
+    state = TrainerState(max_steps=10, eval_steps=4, save_steps=99, logging_steps=99)
+    steps = []
+    for state.global_step in range(1, 11):
+        control.should_evaluate = False
+        if flow.on_step_end(arguments, state, control).should_evaluate:
+            steps.append(state.global_step)
+    assert steps == [8, 10]
 
 
 def test_a_warmup_that_the_schedule_ignores_is_logged(caplog):

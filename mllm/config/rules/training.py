@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import math
 import os
 
 from mllm.config.hardware import Hardware
@@ -36,10 +37,12 @@ def refuse_no_updates(config: RunConfig) -> None:
     if args["learning_rate"] == 0:
         origin = config.origin("training_args", "learning_rate")
         raise ConfigError(f"{origin}: learning_rate=0 trains nothing: set it above 0, to 1e-4 for example")
-    if steps < 0 and args["num_train_epochs"] <= 0:
+    epochs = args["num_train_epochs"]
+    if steps < 0 and not 0 < epochs < math.inf:
+        fault = "trains nothing" if epochs <= 0 else "is no length of a run"
         raise ConfigError(
-            f"{config.origin('training_args', 'num_train_epochs')}: num_train_epochs={args['num_train_epochs']} trains "
-            f"nothing: set it above 0, or max_steps to at least 1"
+            f"{config.origin('training_args', 'num_train_epochs')}: num_train_epochs={epochs} {fault}: set it above 0, "
+            "or max_steps to at least 1"
         )
 
 

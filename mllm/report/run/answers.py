@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from mllm.engine.predictions import answers_of
 from mllm.metrics.base import StreamingMetric
 from mllm.metrics.classification import FAILED, ClassMetric
 from mllm.metrics.detection import GreedyDetectionF1
-from mllm.metrics.measures import Measures, measure_columns
+from mllm.metrics.measures import Measures
 from mllm.metrics.numbers import NORMAL_95, NumberMetric
+from mllm.metrics.parts import hash_of
 from mllm.metrics.probabilities import AUROC, ECE, curve
 from mllm.metrics.scoring import Series, tasks_of
 from mllm.metrics.segmentation import Dice
@@ -158,12 +160,8 @@ def agreements(rows: Sequence[Row], figures: Mapping[str, Any]) -> list[Agreemen
 
 
 def _measure_agreements(rows: Sequence[Row]) -> list[Agreement]:
-    metric = _added(Measures, rows)
-    parts = [part for _, part in metric.parts()]
     results = []
-    for name in metric.known():
-        columns = zip(*(measure_columns(part, name) for part in parts), strict=True)
-        answers, references = (np.concatenate(column) for column in columns)
+    for name, answers, references in _added(Measures, rows).columns():
         failed = ~np.isfinite(answers)
         results += _agreement(name, np.where(failed, 0.0, answers), references, failed)
     return results
@@ -251,29 +249,44 @@ def box_table(rows: Sequence[Row]) -> list[StructureRow]:
 
 
 def _by_label(
-    rows: Iterable[Row], entry: type[StreamingMetric], is_used: Callable[[set[Content]], bool]
+    rows: Sequence[Row], entry: type[StreamingMetric], is_used: Callable[[set[Content]], bool]
 ) -> dict[str, Series]:
     """Return the answers of all rows, and those of each label, the most frequent ones first.
+
+    Labels can be as many as rows, so they are first counted by hashes, in 8 bytes a row. Of equally frequent labels,
+    the one that stands first is kept.
 
     Args:
         rows: Rows of `predictions.jsonl`.
         entry: Metric of the answers.
         is_used: Function of the contents of a reference; False: its row is left out.
     """
+    hashes = array("Q")
+    for row in rows:
+        label = _label(row)
+        if label and is_used(contents_of(answers_of(row)[1])):
+            hashes.append(hash_of(label))
+    values, first, counts = np.unique(np.array(hashes, np.uint64), return_index=True, return_counts=True)
+    frequent = set(values[np.lexsort((first, -counts))[:MAX_STRUCTURES]].tolist())
     whole, parts = Series(entry), dict[str, Series]()
     for row in rows:
         prediction, reference = answers_of(row)
         if not is_used(contents_of(reference)):
             continue
         whole.add(prediction, reference)
-        if label := str(row.get("label") or ""):
+        label = _label(row)
+        if label and hash_of(label) in frequent:
             if label not in parts:
                 parts[label] = Series(entry)
             parts[label].add(prediction, reference)
     if not whole.samples:
         return {}
-    names = sorted(parts, key=lambda name: (-parts[name].samples, name))[:MAX_STRUCTURES]
+    names = sorted(parts, key=lambda name: (-parts[name].samples, name))
     return {"all": whole, **({name: parts[name] for name in names if name != "all"} if len(names) > 1 else {})}
+
+
+def _label(row: Row) -> str:
+    return str(row.get("label") or "")
 
 
 def _added(entry: type[StreamingMetric], rows: Iterable[Row]) -> Any:

@@ -329,6 +329,12 @@ def test_a_training_without_updates_is_refused(run, setting):
         run(f"training_args = dict({setting})")
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_an_endless_number_of_epochs_is_refused(run, value):
+    with pytest.raises(ConfigError, match=rf"run\.py:\d+: num_train_epochs={value} is no length of a run: set it"):
+        run(f"training_args = dict(num_train_epochs=float('{value}'))")
+
+
 @pytest.mark.parametrize(
     ("setting", "quoted"),
     [
