@@ -79,7 +79,7 @@ setup(
     package_data={
         "*": ["published.json"],
         "mllm.report": ["tested_families.json", "templates/*"],
-        "mllm.ui": ["page.css", "templates/*"],
+        "mllm.ui": ["page.css", "page.js", "templates/*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +35,10 @@ class Asker(Protocol):
         is_cancelled: Callable[[], bool],
         **options: Any,
     ) -> Generator[str, None, ModelAnswer]:
-        """Yield the pieces of the answer of a model, and return the answer. Raise `UserError`."""
+        """Yield the pieces of the answer of a model, and return the answer. Raise `UserError`.
+
+        A queue has the question when the generator is returned.
+        """
 
     def measure(self, views: Mapping[str, Image.Image]) -> ModelAnswer:
         """Return the measures of the images of named views. Raise `UserError`."""
@@ -86,9 +90,10 @@ class Conversation:
         is_stopped: Callable[[], bool],
         **options: Any,
     ) -> Iterator[Exchange]:
-        """Ask one model after the other, and append the exchange.
+        """Ask the models, and append the exchange.
 
-        Yield the exchange as far as it is written; answers begin empty.
+        All questions are in the queue before the first answer, so that none waits for requests that arrive later. Yield
+        the exchange as far as it is written, the answer of one model after the other; answers begin empty.
 
         The picture belongs to the question if the conversation does not end with it already. A question about another
         slice adds that slice, and one about the same slice adds nothing. `is_stopped` ends the answers, which keep the
@@ -109,21 +114,25 @@ class Conversation:
         pictures, before = (*self.pictures, *new), {name: self._last_answer(name) for name in models}
         exchange = Exchange(question, new, pictures, {}, options.get("modality", ""))
         yield exchange
-        for name in models:
-            exchange.written[name] = ""
-            if is_stopped():
-                exchange.answers[name] = ModelAnswer("", model=name, end="cancelled")
-                continue
-            after = before[name]
-            # A model that did not answer the last question has not seen its pictures.
-            images = [picture.image for picture in pictures[len(after.images) if after else 0 :]]
-            pieces = asker.stream(images or None, question, after=after, model=name, is_cancelled=is_stopped, **options)
-            while name not in exchange.answers:
-                try:
-                    exchange.written[name] += next(pieces)
-                except StopIteration as end:
-                    exchange.answers[name] = end.value
-                yield exchange
+        with ExitStack() as streams:
+            answers = {}
+            for name, after in before.items():
+                # A model that did not answer the last question has not seen its pictures.
+                images = [picture.image for picture in pictures[len(after.images) if after else 0 :]] or None
+                stream = asker.stream(images, question, after=after, model=name, is_cancelled=is_stopped, **options)
+                streams.callback(stream.close)
+                answers[name] = stream
+            for name, pieces in answers.items():
+                exchange.written[name] = ""
+                if is_stopped():
+                    exchange.answers[name] = ModelAnswer("", model=name, end="cancelled")
+                    continue
+                while name not in exchange.answers:
+                    try:
+                        exchange.written[name] += next(pieces)
+                    except StopIteration as end:
+                        exchange.answers[name] = end.value
+                    yield exchange
         if is_stopped() and not any(answer.text for answer in exchange.answers.values()):
             raise DataError("it was stopped before an answer began: ask again")
         self.exchanges.append(exchange)

@@ -16,7 +16,7 @@ from mllm.ui.reports import report_of
 
 PAGE = "/ui"
 REPORT = "/ui-report"
-STYLE = Path(__file__).with_name("page.css")
+STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.css", "page.js"))
 
 
 def add_page(app: FastAPI, events: Events, token: str | None = None) -> None:
@@ -53,6 +53,7 @@ def add_page(app: FastAPI, events: Events, token: str | None = None) -> None:
         PAGE,
         theme=theme,
         css=STYLE.read_text(encoding="utf-8"),
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,

@@ -66,6 +66,8 @@ class QueuedModel:
     ) -> Generator[str, None, ModelAnswer]:
         """Yield the pieces of an answer, and return it, in threads of the server; see `LoadedModel.stream`.
 
+        The question is in the queue when the generator is returned.
+
         Raises:
             DataError: The question cannot be answered.
         """
@@ -78,13 +80,21 @@ class QueuedModel:
             job = anyio.from_thread.run_sync(batcher.enter, request)
         except RequestError as error:
             raise DataError(str(error)) from error
+        stream = self._answered(job, question, is_cancelled)
+        next(stream)  # a generator that has not begun would not leave the queue when it is closed
+        return stream
+
+    def _answered(self, job: Job, question: str, is_cancelled: Callable[[], bool]) -> Generator[str, None, ModelAnswer]:
+        """Yield an empty piece and the pieces of an answer, and return it."""
+        model = str(job.request.model)
         try:
+            yield ""
             answer = yield from _pieces(job, is_cancelled)
         finally:
             job.cancelled.set()
-            job.loop.call_soon_threadsafe(batcher.leave)  # a generator may be closed in any thread
+            job.loop.call_soon_threadsafe(self._service.batcher.leave)  # a generator may be closed in any thread
         if answer is None:
-            return ModelAnswer("", question=sample, model=model, end="cancelled")
+            return ModelAnswer("", question=job.request.sample, model=model, end="cancelled")
         self._keep(model, question, answer)
         return answer
 

@@ -196,7 +196,7 @@ def test_after_a_stop_no_model_is_asked_and_an_empty_answer_is_no_turn(model, pi
 
     def stream(*inputs: Any, **options: Any) -> Any:
         asked.append(options["model"])
-        return model.stream(*inputs, **options)
+        return (yield from model.stream(*inputs, **options))
 
     asker, talk = SimpleNamespace(names=model.names, stream=stream), Conversation()
     image = Image.open(pictures / "0.png")

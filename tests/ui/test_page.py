@@ -19,6 +19,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.
 import anyio
 import httpx
 import uvicorn
+from medical_files import write_series
 from PIL import Image
 
 from mllm import load
@@ -27,6 +28,7 @@ from mllm.predict.loaded_model import LoadedModel
 from mllm.serve.app import build_app
 from mllm.serve.keeping import Keeper
 from mllm.serve.limits import Limits
+from mllm.ui.conversation import Conversation, Shown
 from mllm.ui.corrections import Corrections
 from mllm.ui.events import Events
 from mllm.ui.private_folder import private_folder
@@ -107,6 +109,14 @@ class Person:
     def click(self, selector: str) -> None:
         self.chrome.execute_script("arguments[0].click()", self.see(selector))
 
+    def drop(self, selector: str, path: Path) -> None:
+        """Drag a file or a folder to the middle of an element."""
+        box = self.see(selector).rect
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.chrome.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+
     def texts(self, selector: str) -> list[str]:
         return [element.text for element in self.chrome.find_elements("css selector", selector)]
 
@@ -146,6 +156,19 @@ def test_a_person_asks_two_models_and_corrects_them(served, browser, model, pict
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
     outside = {url for url in person.requests() if not url.startswith((address, "data:", "blob:"))}
     assert not outside, "the page works without internet"
+
+
+def test_a_folder_of_a_series_or_its_files_are_dropped(served, browser, tmp_path):
+    """The drop area of Gradio uploads a folder as a file, which fails."""
+    (tmp_path / "study").mkdir()
+    files = write_series(tmp_path / "study" / "series")
+    (tmp_path / "study" / "README.txt").write_text("a viewer")
+    person = Person(browser, served[0])
+    person.drop("#files", tmp_path / "study")
+    assert person.see(".viewer figcaption").text == "series of 4 files, slice 3 of 4"
+    person = Person(browser, served[0])
+    person.drop("#files", files[1])
+    assert person.see(".viewer figcaption").text == files[1].name
 
 
 def test_the_page_names_no_other_host_and_shows_no_other_file(served):
@@ -232,6 +255,40 @@ def test_the_page_has_the_limits_of_the_server(model, tmp_path, pictures):
         assert (answer.end, answer.tokens) == ("length", 3)
         with pytest.raises(DataError, match="have 6,000 pixels, and the limit of this server is 5,000: begin a new"):
             ask(60, after=answer)
+
+
+def test_the_questions_to_two_models_are_in_the_queue_together_and_leave_it(model, tmp_path, pictures):
+    testclient = pytest.importorskip("fastapi.testclient")
+    app = build_page(build_app(model, Limits(queue=2)), Corrections(tmp_path / "kept"), tmp_path / "files")
+    batcher, talk = app.state.service.batcher, Conversation()
+    shown = Shown(Image.open(pictures / "0.png"), "a.png", 0)
+
+    def ask() -> Any:
+        asker = QueuedModel(app.state.service)
+        return talk.ask(asker, ["first", "second"], "Why?", shown, lambda: False, max_new_tokens=20)
+
+    def begin() -> int:
+        steps = ask()
+        next(steps), next(steps)
+        waiting = batcher.open
+        steps.close()
+        return waiting
+
+    def refuse() -> None:
+        batcher.admit()
+        with pytest.raises(DataError, match="the server has 2 requests, which is its limit"):
+            list(ask())
+        batcher.leave()
+
+    with testclient.TestClient(app, base_url="http://localhost") as client:
+        assert client.portal.call(anyio.to_thread.run_sync, begin) == 2
+        assert client.portal.call(lambda: batcher.open) == 0
+        client.portal.call(anyio.to_thread.run_sync, refuse)
+        assert client.portal.call(lambda: batcher.open) == 0 and not talk.exchanges
+        steps = client.portal.call(anyio.to_thread.run_sync, lambda: [dict(step.written) for step in ask()])
+    (exchange,) = talk.exchanges
+    assert [answer.text for answer in exchange.answers.values()] == list(steps[-1].values())
+    assert exchange.answers["second"].text == model.ask(shown.image, "Why?", model="second", max_new_tokens=20).text
 
 
 def test_a_page_of_another_machine_cannot_use_this_one(served):
