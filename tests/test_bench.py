@@ -193,13 +193,16 @@ def test_the_cache_changes_no_loss_and_a_changed_loss_ends_the_benchmark(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(teacher_cache, "BATCH", 2)
     threads = torch.get_num_threads()
-    cache, resident = (teacher_cache.work(tmp_path, cached, 2, threads) for cached in (True, False))
+    cache, resident, alone = (teacher_cache.work(tmp_path, method, 2, threads) for method in teacher_cache.METHODS)
     assert cache["losses"] == resident["losses"] and len(cache["losses"]) == 6
     assert cache["seconds"] > 0 and cache["bytes"] > 0
-    changed = iter([cache, {**resident, "losses": [*resident["losses"][:-1], 0.0]}])
-    monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args: next(changed))
-    with pytest.raises(SystemExit, match="the losses differ"):
-        teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)
+    assert cache["first"] == alone["first"] and len(alone["losses"]) == 4
+    changes = [(resident | {"losses": [*resident["losses"][:-1], 0.0]}, alone), (resident, alone | {"first": 0.0})]
+    for other, student in changes:
+        runs = iter([cache, other, student])
+        monkeypatch.setattr(teacher_cache, "in_fresh_process", lambda *args, runs=runs: next(runs))
+        with pytest.raises(SystemExit, match="the losses differ"):
+            teacher_cache.compare(Namespace(rounds=1, samples=2, threads=threads), tmp_path)
 
 
 def test_held_out_questions_are_not_in_the_training_rows(tmp_path):

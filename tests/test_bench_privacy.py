@@ -24,10 +24,10 @@ def tiny_work(tmp_path):
     """A function that runs a competitor of the benchmark of privacy with a tiny VaultGemma."""
     checkpoint = str(write_tiny("vaultgemma", tmp_path / "model"))
 
-    def run(competitor, noise=0.0):
-        options = Namespace(competitor=competitor, physical=6, updates=1, noise=noise)
+    def run(competitor, noise=0.0, packed=0):
+        options = Namespace(competitor=competitor, physical=6, packed=packed, updates=1, noise=noise)
         train = privacy_work.train_opacus if competitor == "opacus" else privacy_work.train_ours
-        return train(privacy_work.Rows(), privacy_work.load(checkpoint), str(tmp_path), options)
+        return train(privacy_work.Rows("short"), privacy_work.load(checkpoint, 128), str(tmp_path), options)
 
     return run
 
@@ -40,6 +40,7 @@ def test_without_noise_opacus_and_ours_have_equal_gradients(tiny_work):
         tiny_work("plain"),
     )
     assert worst_difference(ours["gradient"], theirs["gradient"]) < 1e-4
+    assert worst_difference(tiny_work("private", packed=256)["gradient"], theirs["gradient"]) < 1e-4
     assert worst_difference(noisy["gradient"], ours["gradient"]) > 0.1
     assert worst_difference(plain["gradient"], ours["gradient"]) > 0.01
     runs = [{"seconds": 4.0, "cpu_seconds": 8.0, "bytes": 3e9}, {"seconds": 6.0, "cpu_seconds": 8.0, "bytes": 3e9}]

@@ -19,7 +19,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
 from interleaved import in_fresh_process, machine, worst_difference
-from privacy_work import LOGICAL_BATCH, TEXT
+from privacy_work import LOGICAL_BATCH, SPANS, TEXT
 
 from mllm.config.hardware import installed
 from mllm.tiny.checkpoints import write_tiny
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=2, help=f"updates of {LOGICAL_BATCH} samples after the first")
     parser.add_argument("--physical", type=int, default=4, help="samples per micro-batch")
+    parser.add_argument("--texts", choices=tuple(SPANS), default="short", help="lengths of questions and answers")
+    parser.add_argument("--packed", type=int, default=0, help="tokens of a row of packed samples of ours; 0: none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="output file of all figures (JSON)")
     options = parser.parse_args(argv)
@@ -56,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def run(competitor: str, **changes: Any) -> dict[str, Any]:
             arguments = dict(competitor=competitor, physical=options.physical, updates=options.updates)
-            arguments |= dict(threads=options.threads, checkpoint=checkpoint) | changes
+            arguments |= dict(threads=options.threads, checkpoint=checkpoint, texts=options.texts)
+            arguments |= dict(packed=options.packed) | changes
             result = in_fresh_process(WORKER, [f"--{key}={value}" for key, value in arguments.items()], options.threads)
             print(f"{competitor}: {result['seconds']:.1f} s, {result['bytes'] / 1e9:.2f} GB", flush=True)
             return result

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 from interleaved import resident_memory
-from sft_work import WORDS, Clock, shared_arguments
+from sft_work import ANSWER, PROMPT, WORDS, Clock, shared_arguments
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
@@ -24,6 +24,7 @@ from mllm.config.schema import ModelArgs
 from mllm.dataset.loading.collator import EncodedDataset, LogicalCollator, cut_by_length
 from mllm.dataset.loading.poisson import PoissonSampler
 from mllm.dataset.loading.sampler import LogicalBatchSampler
+from mllm.dataset.loading.sharing import RowCollator
 from mllm.engine.callbacks import Epochs
 from mllm.engine.learner import Learner
 from mllm.engine.meter import Meter
@@ -32,6 +33,8 @@ from mllm.engine.private_trainer import PrivateTrainer
 from mllm.engine.run_log import RunLog
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.models.builder.build_text import build_causal_lm
+from mllm.models.encoding.packing import packing
+from mllm.models.language_model import LanguageModel
 from mllm.objectives.text import NextToken
 from mllm.protocols import Bundle
 from mllm.structures import IGNORE, Batch, Sample, Turn
@@ -52,8 +55,10 @@ TEXT = dict(
 TEMPLATE = "{% for turn in messages %}{{ turn['role'] ~ ': ' ~ turn['content'] ~ eos_token }}{% endfor %}"
 LOGICAL_BATCH = 16
 """Samples per update and number of rows. With a sampling rate of 1, each draw contains all rows."""
-QUESTION, ANSWER = (10, 40), (10, 60)
-"""Ranges of the number of words, each of which is one token, drawn uniformly."""
+SPANS = {"short": ((10, 40), (10, 60)), "long": (PROMPT, ANSWER)}
+"""Ranges of the number of words of questions and answers, drawn uniformly. Each word is one token."""
+MAX_LENGTH = {"short": 128, "long": 512}
+"""Maximum number of tokens of a sample."""
 CLIP, NOISE = 1.0, 0.5
 """Clipping norm and noise multiplier."""
 
@@ -61,10 +66,10 @@ CLIP, NOISE = 1.0, 0.5
 class Rows:
     """Generated questions and answers, the same for all competitors."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: str) -> None:
         rng = np.random.default_rng(7)
         self.rows = [
-            tuple(" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in (QUESTION, ANSWER))
+            tuple(" ".join(rng.choice(WORDS, rng.integers(*span, endpoint=True))) for span in SPANS[texts])
             for _ in range(LOGICAL_BATCH)
         ]
 
@@ -77,10 +82,10 @@ class Rows:
         return Sample([Turn("user", question), Turn("assistant", answer)], source=f"row {index}")
 
 
-def load(checkpoint: str) -> Bundle:
+def load(checkpoint: str, max_length: int) -> Bundle:
     """Load the model in fp32 with a LoRA of rank 8 on all projections; B is random."""
     torch.manual_seed(0)
-    args = ModelArgs("causal-lm", checkpoint, lora_r=8, lora_alpha=16, max_length=128, chat_template=TEMPLATE)
+    args = ModelArgs("causal-lm", checkpoint, lora_r=8, lora_alpha=16, max_length=max_length, chat_template=TEMPLATE)
     bundle = build_causal_lm(args, detect())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,6 +112,15 @@ def norms(model: nn.Module) -> list[float]:
     return [float(parameter.grad.norm()) for parameter in model.parameters() if parameter.grad is not None]
 
 
+def collator(bundle: Bundle, options: argparse.Namespace) -> LogicalCollator | RowCollator:
+    """Return the collator of our trainer: micro-batches of samples, or of packed rows of a number of tokens."""
+    if not options.packed:
+        return LogicalCollator(bundle.encoder.pad, samples_per_piece=options.physical)
+    assert isinstance(bundle.model, LanguageModel)
+    bundle.model.share_tokens(image_blocks=False)
+    return RowCollator(packing(bundle.encoder.pad), samples_per_piece=LOGICAL_BATCH, tokens_per_piece=options.packed)
+
+
 def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train with our trainer and the callbacks of a run: plain, or private with all rows in each draw."""
     is_private = options.competitor == "private"
@@ -126,7 +140,7 @@ def train_ours(rows: Rows, bundle: Bundle, folder: str, options: argparse.Namesp
         ),
         train_dataset=EncodedDataset(rows, bundle.encoder.encode),
         train_sampler=sampler,
-        collate=LogicalCollator(bundle.encoder.pad, samples_per_piece=options.physical),
+        collate=collator(bundle, options),
         meter=meter,
         callbacks=[RunLog({"config": "bench"}, meter), Epochs(sampler), clock, first],
         **private_options,
@@ -185,6 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--competitor", choices=("plain", "private", "opacus"), required=True)
     parser.add_argument("--physical", type=int, required=True)
+    parser.add_argument("--packed", type=int, required=True, help="tokens of a packed row; 0: no packing")
+    parser.add_argument("--texts", choices=tuple(SPANS), required=True)
     parser.add_argument("--updates", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--noise", type=float, default=NOISE)
@@ -194,7 +210,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train = train_opacus if options.competitor == "opacus" else train_ours
     with tempfile.TemporaryDirectory() as folder:
-        result = train(Rows(), load(options.checkpoint), folder, options)
+        result = train(Rows(options.texts), load(options.checkpoint, MAX_LENGTH[options.texts]), folder, options)
     options.result.write_text(json.dumps(result))
 
 

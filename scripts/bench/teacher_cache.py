@@ -1,8 +1,9 @@
 """Benchmark of the cache of the teacher's features: second epoch of a distillation with the cache and without.
 
 A tiny MobileNet-v5 with a LoRA learns from a random SigLIP of width 384 with 8 layers at 224 pixels, on generated
-hearts. Both methods use the code path of a config. Runs alternate, each in its own process. A ratio is printed only if
-the losses of all updates are bit-equal. README.md has the figures.
+hearts. The same student without a teacher is the third method. All use the code path of a config. Runs alternate, each
+in its own process. A ratio is printed only if the losses of all updates are bit-equal with the cache and without, and
+the first loss of the measures is that of the student alone. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -41,11 +42,16 @@ _base_ = ["{checkout}/config/_base_/models/gemma3n_student.py", "{checkout}/conf
 model_args = dict(model_name_or_path="{folder}/student")
 distill_args = dict(teacher=dict(_delete_=True, type="medsiglip", model_name_or_path="{folder}/teacher"),
                     cache={cached}, cache_folder="cache")
+{alone}
 data_args = dict(train=dict(type="CachedEchoDataset", labeled={samples}, unlabeled=0, length={samples}, seed=0,
                             image_size=224), on_error="raise")
 training_args = dict(num_train_epochs=2, per_device_train_batch_size={batch}, dataloader_num_workers=0,
                      save_strategy="no", report_to=[], disable_tqdm=True)
 """
+
+ALONE = 'distill_args = None\nobjectives = dict(_delete_=True, measures=dict(type="MeasureLoss"))'
+"""Changes of the config for the student without a teacher."""
+METHODS = {"cache": "with the cache", "resident": "resident teacher", "alone": "student alone"}
 
 
 class Clock(TrainerCallback):
@@ -59,12 +65,13 @@ class Clock(TrainerCallback):
         self.ends.append((time.perf_counter(), time.process_time()))
 
 
-def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, Any]:
+def work(folder: Path, method: str, samples: int, threads: int) -> dict[str, Any]:
     """Train two epochs; return the seconds of the second one, the peak memory, and all losses."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as here:
         os.chdir(here)
-        values = dict(checkout=CHECKOUT, folder=folder, cached=cached, samples=samples, batch=BATCH)
+        values = dict(checkout=CHECKOUT, folder=folder, cached=method == "cache", samples=samples, batch=BATCH)
+        values["alone"] = ALONE if method == "alone" else ""
         Path("run.py").write_text(CONFIG.format(**values), encoding="utf-8")
         config, hardware = prepare_args("run.py")
         splits = open_splits(config)
@@ -74,8 +81,8 @@ def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, An
         learner = build_learner(config, bundle, teacher)
         scale_measures(config, bundle, splits["train"])
         cache = cache_features(config, teacher, splits)
-        assert teacher is not None
         if cache is not None:
+            assert teacher is not None
             release_teacher(learner, teacher)
         encoder = training_encoder(bundle, teacher, cache)
         fit_objectives(learner, encoder, splits["train"])
@@ -88,22 +95,29 @@ def work(folder: Path, cached: bool, samples: int, threads: int) -> dict[str, An
         os.chdir(folder)
     wall, cpu = (last - first for first, last in zip(*clock.ends, strict=True))
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    losses = [row[key] for row in rows for key in ("loss", "measures", "feature_match")]
-    return {"seconds": wall, "cpu_seconds": cpu, "bytes": peak.bytes, "losses": losses}
+    losses = [row[key] for row in rows for key in ("loss", "measures", "feature_match") if key in row]
+    return {
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "bytes": peak.bytes,
+        "losses": losses,
+        "first": rows[0]["measures"],
+    }
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the alternating runs of both methods; exit if their losses differ."""
-    runs: dict[str, list[dict[str, Any]]] = {"cache": [], "resident": []}
+    """Return the alternating runs of all methods; exit if their losses differ."""
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     for _ in range(options.rounds):
         for method, results in runs.items():
             arguments = [f"--method={method}", f"--folder={folder}", f"--samples={options.samples}"]
             result = in_fresh_process(__file__, [*arguments, f"--threads={options.threads}"], options.threads)
             print(f"{method}: {result['seconds']:.1f} s, CPU {result['cpu_seconds']:.1f} s", flush=True)
             results.append(result)
-    first, *others = [result["losses"] for results in runs.values() for result in results]
-    if any(losses != first for losses in others):
-        sys.exit(f"no ratio: the losses differ: {[first, *others]}")
+    first, *others = [result["losses"] for method in ("cache", "resident") for result in runs[method]]
+    beginnings = {result["first"] for results in runs.values() for result in results}
+    if any(losses != first for losses in others) or len(beginnings) > 1:
+        sys.exit(f"no ratio: the losses differ: {[first, *others]}, {beginnings}")
     print(f"all {len(first)} logged losses are bit-equal in {len(others) + 1} runs, the last is {first[-1]!r}")
     return runs
 
@@ -113,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=32, help=f"patients per epoch, in batches of {BATCH}")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--method", choices=("cache", "resident"), help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=tuple(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.method:
-        result = work(options.folder, options.method == "cache", options.samples, options.threads)
+        result = work(options.folder, options.method, options.samples, options.threads)
         options.result.write_text(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as name:
@@ -126,13 +140,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_tiny("medsiglip", folder / "teacher", vision=TEACHER)
         write_tiny("gemma3n-student", folder / "student")
         runs = compare(options, folder)
-    rows = {f"{options.samples} patients": (Figures.of(runs["cache"]), Figures.of(runs["resident"]))}
-    cpu = {method: median(result["cpu_seconds"] for result in results) for method, results in runs.items()}
     versions = ", ".join(" ".join(pair) for pair in installed(["torch", "transformers", "timm", "peft"]).items())
-    print(f"\n{table(rows, 'with the cache', 'resident teacher')}\n")
-    print(
-        f"CPU seconds: {cpu['resident']:.1f} and {cpu['cache']:.1f}, {cpu['resident'] / cpu['cache']:.2f} times as much"
-    )
+    for other in ("resident", "alone"):
+        rows = {f"{options.samples} patients": (Figures.of(runs["cache"]), Figures.of(runs[other]))}
+        print(f"\n{table(rows, METHODS['cache'], METHODS[other])}")
+    cpu = {method: median(result["cpu_seconds"] for result in results) for method, results in runs.items()}
+    print(f"\nCPU seconds with the cache: {cpu['cache']:.2f}")
+    for other in ("resident", "alone"):
+        ratio = cpu[other] / cpu["cache"]
+        print(f"CPU seconds, {METHODS[other]}: {cpu[other]:.2f}, {ratio:.2f} times those with the cache")
     print(f"{machine(options.threads)}; {versions}")
 
 
