@@ -20,7 +20,7 @@ from mllm.dataset.tables.packed import PackedRows
 from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
-from mllm.parsing import number_and_unit, parse_boxes, parse_instances
+from mllm.parsing import number_and_unit, parse_boxes, parse_instances, parse_json
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Answer, Sample, Turn
 
@@ -55,13 +55,6 @@ _SPELLINGS = {
 """Spellings of `TaskType` in the files and in the published baselines, in lower case, with spaces for `-` and `_`."""
 # A spelling may lack its spaces.
 _JOINED = {name.replace(" ", ""): task for name, task in _SPELLINGS.items()}
-_FORMS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "detection": ("box", parse_boxes),
-    "instance_detection": ("box", lambda text: parse_boxes(text) if parse_instances(text) is None else True),
-    "counting": ("number", number_and_unit),
-    "regression": ("number", number_and_unit),
-}
-"""Task -> the content of its answers, and a function that returns None for an answer without it."""
 DATASETS_BY_CATEGORY = {
     "Retinography": ("retino", "fundus"),
     "Ultrasound": ("BUSI", "BUS-UCLM", "BUSI-det", "BUS-UCLM-det", "iugc"),
@@ -81,6 +74,7 @@ SPLITS = {
 }
 """Folder of a split -> ends of the names of its files, the preferred one first: both have the same rows."""
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+_FLOAT = re.compile(r"\d+\.0+")
 
 
 def task_of(text: str, answer: str) -> str:
@@ -110,9 +104,9 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
     `data_path` is `organized_dataset`, with `training/Retinography/retino/retino_questions_train.json`,
     `training/Retinography/retino/imagesTr/` and so on. Of a file with answers (`_withGT`) and one without, the first is
     read, never both. A split without any answer, such as `testing`, can be evaluated, which writes `predictions.json`
-    without figures. An answer that is an object or a list is learned as JSON. Patients are unknown; questions about an
-    image stay in one split. An evaluation writes `predictions.json` for the challenge: the rows of the question files
-    with the predicted `Answer`.
+    without figures. A list or an object of boxes is learned as JSON, a list of labels with `; ` between them. Patients
+    are unknown; questions about an image stay in one split. An evaluation writes `predictions.json` for the challenge:
+    the rows of the question files with the predicted `Answer`.
 
     Args:
         data_path: The folder `organized_dataset`.
@@ -181,9 +175,9 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             answer = task = error = ""
             images: list[str] = []
             try:
-                answer = _answer(row.get("Answer"))
+                answer = _text_of_answer(row.get("Answer"))
                 task = task_of(field(row, "TaskType"), answer)
-                _check_answer(task, answer)
+                answer = _answer(task, row.get("Answer"), answer)
                 images = [f"{folder.relative_to(self._root(folder)).as_posix()}/{name}" for name in _images(row)]
             except DataError as reason:
                 error = str(reason)
@@ -232,18 +226,53 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         return write_flare(folder, rows)
 
 
-def _answer(value: Any) -> str:
+def _text_of_answer(value: Any) -> str:
     """Return the text of an answer; a list or an object as JSON."""
     if is_empty(value):
         return ""
     return json.dumps(value) if isinstance(value, (list, dict)) else text_of(value, "Answer").strip()
 
 
-def _check_answer(task: str, answer: str) -> None:
-    """Raise `DataError` if an answer has no number or box, which those of its task have."""
-    content, parse = _FORMS.get(task, ("", bool))
-    if answer and content and parse(answer) is None:
-        raise DataError(f"the answer '{answer}' has no {content}, but its TaskType is {task.replace('_', ' ')}")
+def _no_json(text: str) -> str | None:
+    """Return a text; None for a list or an object of JSON."""
+    return None if isinstance(parse_json(text), (list, dict)) else text
+
+
+def _count(text: str) -> int | None:
+    """Return the whole number from 0 that a text is, or states; None for another text."""
+    number, unit = number_and_unit(text) or (-1.0, "")
+    return int(number) if number >= 0 and number.is_integer() else None
+
+
+_FORMS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "detection": ("box", parse_boxes),
+    "instance_detection": ("box", lambda text: parse_boxes(text) if parse_instances(text) is None else True),
+    "counting": ("whole number from 0", _count),
+    "regression": ("number", number_and_unit),
+}
+"""Task -> the content of its answers, and a function that returns None for an answer without it. Others are texts."""
+
+
+def _answer(task: str, value: Any, text: str) -> str:
+    """Return an answer in the form of its task.
+
+    Args:
+        task: Name of the task.
+        value: The answer in the file.
+        text: Its text.
+
+    Raises:
+        DataError: The answer has another content than those of its task: a number, boxes, or a text.
+    """
+    if not text:
+        return ""
+    content, parse = _FORMS.get(task, ("text", _no_json))
+    parsed = parse(text)
+    if task == "multi_label_classification" and isinstance(value, list):
+        return "; ".join(text_of(label, "Answer").strip() for label in value)
+    if parsed is None:
+        raise DataError(f"the answer '{text}' has no {content}, but its TaskType is {task.replace('_', ' ')}")
+    return str(parsed) if task == "counting" and _FLOAT.fullmatch(text) else text
 
 
 def _images(row: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mllm.dataset.progress import with_progress
 from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.values import is_empty
 from mllm.errors import ConfigError, DataError, hint
 
 _FIRST = 20
@@ -156,4 +157,5 @@ def rows_of(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def field(row: Mapping[str, Any], name: str) -> str:
     """Return the text of a field without white space around it; empty if there is none."""
-    return str(row.get(name) or "").strip()
+    value = row.get(name)
+    return "" if is_empty(value) else str(value).strip()

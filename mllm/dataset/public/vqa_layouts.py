@@ -16,6 +16,7 @@ from mllm.dataset.tables.records import Records
 from mllm.dataset.tables.refer import read_plain_pickle
 from mllm.dataset.tables.values import is_empty
 from mllm.errors import DataError
+from mllm.parsing import whole_option
 
 LayoutName = Literal["vqa_rad", "slake", "path_vqa", "pmc_vqa"]
 
@@ -126,7 +127,7 @@ class PathVQA(Layout):
 class PMCVQA(Layout):
     """PMC-VQA: a table for each split, whose questions have four choices.
 
-    In version 1 (`train.csv`) `Answer` is a text and `Answer_label` the letter; in version 2 (`train_2.csv`) `Answer`
+    In version 1 (`train.csv`) `Answer` is a text and `Answer_label` its letter; in version 2 (`train_2.csv`) `Answer`
     is the letter. A choice begins with its letter: `B:Focal uptake pattern`.
     """
 
@@ -145,6 +146,8 @@ class PMCVQA(Layout):
             column = "Answer_label" if "Answer_label" in published else "Answer"
             raise DataError(f"field '{column}' must be A, B, C or D, not {letter!r}")
         texts = {name: self._choice(published, name) for name in "ABCD"}
+        if whole_option(field(published, "Answer"), texts) not in (None, letter):
+            raise DataError("fields 'Answer_label' and 'Answer' name different choices: correct one")
         question, answer = published["Question"], texts[letter]
         if self.choices and not is_empty(question):
             lines = [f"{name}: {text}" for name, text in texts.items() if text]

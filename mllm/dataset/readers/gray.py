@@ -35,8 +35,16 @@ _SMALL_SAMPLE = 10_000
 """Number of values of which gray values are counted."""
 _MOST = (2, 98)
 """Percentiles between which most values are."""
+_FP32_STEPS = 2**24
 _FEW_GRAYS = 26
 """Number of grays below which a picture is reported if 95 % of its pixels share them."""
+
+
+def exact_floats(values: np.ndarray) -> np.ndarray:
+    """Return values as fp32, or as fp64 if some are beyond 2^24, from where on fp32 has no steps of one."""
+    is_wide = values.dtype.itemsize > 2 and values.dtype != np.float32
+    is_large = is_wide and bool(((values > _FP32_STEPS) | (values < -_FP32_STEPS)).any())
+    return np.asarray(values, np.float64 if is_large else np.float32)
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice, full_range, is_threshold
+from mllm.dataset.readers.gray import Choice, exact_floats, full_range, is_threshold
 from mllm.dataset.readers.guarded import call_guarded, is_installed
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.readers.volumes import (
@@ -256,7 +256,7 @@ class _Volume:
         return len(self.image.shape) >= 3 and not _is_compressed(self.path)
 
     def values(self) -> np.ndarray:
-        """Return all voxels [X, Y, Z], fp32."""
+        """Return all voxels [X, Y, Z], fp32 or fp64."""
         return self._read((slice(None),) * 3)
 
     def plane(self, normal: int, index: int, values: np.ndarray | None) -> np.ndarray:
@@ -274,14 +274,14 @@ class _Volume:
         return int(np.flatnonzero(self.orientation[:, 0] == axis)[0])
 
     def _read(self, part: tuple[slice, ...]) -> np.ndarray:
-        """Return a part of the stored voxels in RAS+, fp32."""
+        """Return a part of the stored voxels in RAS+, fp32 or fp64; see `exact_floats`."""
         import nibabel
 
         # Slicing the proxy reads this part of the file only, and one volume of a series.
         others = self.stored_shape[3:]
         position = np.unravel_index(self.number, others, order="F") if others else ()
         index = (*part[: len(self.image.shape)], *(int(number) for number in position))
-        values = np.asarray(self.image.dataobj[index], np.float32)
+        values = exact_floats(np.asarray(self.image.dataobj[index]))
         turned: np.ndarray = nibabel.apply_orientation(
             values.reshape(values.shape + (1,) * (3 - values.ndim)), self.orientation
         )

@@ -16,7 +16,7 @@ from mllm.dataset.readers.dicom_frames import decode, is_dicom, is_image_name
 from mllm.dataset.readers.dicom_gray import apply_voi, default_range, drop_impossible_rescale, to_values
 from mllm.dataset.readers.dicom_slices import Stack, read_stack
 from mllm.dataset.readers.faults import unusable
-from mllm.dataset.readers.gray import Choice, choose, percentile_range
+from mllm.dataset.readers.gray import Choice, choose, exact_floats, percentile_range
 from mllm.dataset.readers.guarded import call_guarded, report_progress
 from mllm.dataset.readers.pixel_limit import check_selected
 from mllm.dataset.readers.volumes import CHEAP_BYTES, MAX_VOXELS, choose_planes, find_axis, plane_images, plane_of
@@ -117,7 +117,9 @@ def _volume(stack: Stack, windowing: Windowing) -> np.ndarray:
     """Return all slices, [column, row, slice]."""
     volume = np.empty(stack.shape, np.float32)
     for number in range(len(stack.slices)):
-        volume[:, :, number] = _values(stack, number, windowing).T
+        values = exact_floats(_values(stack, number, windowing))
+        volume = volume.astype(np.promote_types(volume.dtype, values.dtype), copy=False)
+        volume[:, :, number] = values.T
         report_progress()
     return volume
 

@@ -75,13 +75,15 @@ class VQAEXDataset(_QuestionDataset):
         reasons = next((row[name] for name in ("explanation", "justification") if not is_empty(row.get(name))), None)
         if reasons is None:
             raise DataError("field 'explanation' or 'justification' is missing")
-        reason = reasons if isinstance(reasons, str) else reasons[int(rng.integers(len(reasons)))]
+        if isinstance(reasons, list):
+            reasons = [reason for reason in reasons if not is_empty(reason)]
+            reasons = reasons[int(rng.integers(len(reasons)))] if reasons else None
         answer = row.get("multiple_choice_answer")
         if is_empty(answer) and isinstance(answers := row.get("multiple_answers"), list) and answers:
             answer = choose_answer(answers, "majority", "multiple_answers")
         if is_empty(answer):
             raise DataError("field 'multiple_choice_answer' or 'multiple_answers' is missing")
-        reason = plain_text(reason, "explanation").rstrip(".")
+        reason = plain_text(reasons, "explanation").rstrip(".")
         text = f"{reason}. The answer is {plain_text(answer, 'multiple_choice_answer')}."
         return Sample([self.question_of(row, rng), answer_turn(text)], [self.read_image(row["file_path"])])
 

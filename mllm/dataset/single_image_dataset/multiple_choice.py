@@ -31,9 +31,9 @@ class MultipleChoiceDataset(TextDataset):
     """Multiple-choice questions in text, one per row. The answer is the letter of an option.
 
     A row has `question`, `options` or `choices` (a list, or an object letter -> text), and `answer_idx` or `answer`: a
-    letter, the number of the option from 0, or its text. These are the columns of MedQA and MMLU. A question that lists
-    its options (`Options: A: rest B: ice`) needs no column for them. Rows with the same value in the column
-    `patient_column` stay in one split.
+    letter, the number of the option from 0, or its text; if a row has both, they must agree. These are the columns of
+    MedQA and MMLU. A question that lists its options (`Options: A: rest B: ice`) needs no column for them. Rows with
+    the same value in the column `patient_column` stay in one split.
 
     Args:
         data_path: A json, jsonl, csv, tsv or Parquet file, a folder written by `datasets`, or `ORG/NAME` on the Hub.
@@ -117,15 +117,23 @@ def _letter(row: Mapping[str, Any], options: Mapping[str, str]) -> str:
     """Return the letter of the answer of a row.
 
     Raises:
-        DataError: The row has no answer, or none that is one of its options.
+        DataError: The row has no answer, none that is one of its options, or two that differ.
     """
-    column = next((name for name in ANSWERS if not is_empty(row.get(name))), None)
-    if column is None:
+    columns = [name for name in ANSWERS if not is_empty(row.get(name))]
+    if not columns:
         raise DataError.without_values(f"the row has no {' or '.join(ANSWERS)}")
-    value = row[column]
+    letter, *others = (_option(row[name], name, options) for name in columns)
+    if letter is None:
+        raise DataError.without_values(
+            f"field '{columns[0]}' is not one of the options: a letter, a number from 0, or a text"
+        )
+    if any(other not in (None, letter) for other in others):
+        raise DataError.without_values(f"fields '{columns[0]}' and '{columns[1]}' name different options: correct one")
+    return letter
+
+
+def _option(value: Any, column: str, options: Mapping[str, str]) -> str | None:
+    """Return the letter of an answer: a letter, the number of an option, or its text; None for another one."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if 0 <= value < len(options):
-            return LETTERS[value]
-    elif letter := parse_option(text_of(value, column), options):
-        return letter
-    raise DataError.without_values(f"field '{column}' is not one of the options: a letter, a number from 0, or a text")
+        return LETTERS[value] if 0 <= value < len(options) else None
+    return parse_option(text_of(value, column), options)

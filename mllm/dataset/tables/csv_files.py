@@ -18,6 +18,8 @@ from mllm.errors import DataError
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", ";", "\t", "|")
+_OTHER_MARKS = ("''", "\u201c\u201d", "\u2018\u2019", "``", "\u201e\u201c", "\u00ab\u00bb")
+"""Pairs of quotation marks that are no syntax of CSV."""
 _ESCAPED = re.compile(r"\\(.?)")
 """Backslash and the character after it in a line, none at its end."""
 csv.field_size_limit(2**31 - 1)  # reports can be longer than the default of 128 KiB
@@ -62,7 +64,26 @@ class CsvRows:
             logger.info("%s: %d rows repeat the header and are left out", path, table.repeated)
         if self.names and columns is None and not len(self.rows):
             raise DataError(f"{path} has a first line and no rows", "its table has no rows")
+        if columns is None and self.names:
+            self._refuse_other_quotation_marks(table)
         self._name_columns()
+
+    def _refuse_other_quotation_marks(self, table: _Table) -> None:
+        """Raise `DataError` if other quotation marks than `"` enclose all names, or all values; warn of one column."""
+        enclosed = [index for index in sorted(table.enclosed) if self._has_values(index)]
+        if all(map(_is_enclosed, self.names)) or len(enclosed) == len(self.names):
+            raise DataError(
+                f'{self.path}, line {self._header_line}: values are enclosed in other quotation marks than ", which '
+                'would be learned: write the table with " around values',
+                'values are enclosed in other quotation marks than ", which would be learned',
+            )
+        if enclosed:
+            name = self.names[enclosed[0]]
+            logger.warning(
+                "%s: all values of column '%s' are enclosed in quotation marks, which are a part of them",
+                self.path,
+                name,
+            )
 
     def _name_columns(self) -> None:
         """Name the columns without a name, and refuse duplicate names."""
@@ -104,6 +125,8 @@ class _Table:
     """Error about a line with invalid quotation marks; None if all are valid."""
     repeated: int = 0
     """Number of rows that repeat the header."""
+    enclosed: set[int] = field(default_factory=set)
+    """Columns of which all values are blank or enclosed in single or typographic quotation marks."""
 
     def add(self, values: list[str], line: int) -> None:
         """Add the header or a row."""
@@ -112,6 +135,7 @@ class _Table:
         if not self.names:
             if not (line == 1 and _separator_line(values)):
                 self.names, self.header_line = list(map(_name_of, values)), line
+                self.enclosed = set(range(len(self.names)))
             return
         if self.header_line and len(values) > 1 and list(map(_name_of, values)) == self.names:
             self.repeated += 1
@@ -119,12 +143,24 @@ class _Table:
         count = len(self.names)
         if len(values) > count and not any(value.strip() for value in values[count:]):
             values = values[:count]
+        if self.enclosed:
+            self.enclosed = {index for index in self.enclosed if index >= len(values) or _may_enclose(values[index])}
         self.rows.append(tuple(values))
         self.lines.append(line)
 
     def uneven(self) -> int:
         """Return the number of rows with another number of values than there are columns."""
         return sum(len(values) != len(self.names) for values in self.rows)
+
+
+def _is_enclosed(value: str) -> bool:
+    """Return True for a value between single or typographic quotation marks."""
+    stripped = value.strip()
+    return len(stripped) > 1 and stripped[0] + stripped[-1] in _OTHER_MARKS
+
+
+def _may_enclose(value: str) -> bool:
+    return not value.strip() or _is_enclosed(value)
 
 
 def _name_of(value: str) -> str:

@@ -103,6 +103,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+_LABEL = re.compile(r"-?\d[-\d.:TZ+]*")
+"""Label of a row in the index of pandas: a number, or a date."""
+_FIELDS = frozenset(("image", "images", "question", "answer", "label", "text", "conversations", "messages"))
+"""Names of columns by which an object of columns is told from an object of rows."""
 _LINE = json.JSONDecoder(object_pairs_hook=_unique_keys)
 """Decoder of lines; creating one takes as long as decoding a short line."""
 
@@ -189,12 +193,13 @@ class JsonList:
             raise DataError(f"{path} is not valid JSON (nested too deeply)") from None
         if isinstance(content, dict) and isinstance(content.get("data"), list):
             start, self.rows = _find_list(text, content["data"]), PackedRows(_named(content))
-        elif _has_columns(content):
-            columns, count = content, len(next(iter(content.values())))
-            self.rows = PackedRows(
-                [{name: values[str(number)] for name, values in columns.items()} for number in range(count)]
-            )
-            self.lines = array("q", [1] * count)  # a row is in no single place
+        elif _has_columns(content, path):
+            labels = list(next(iter(content.values())))
+            self.rows = PackedRows({name: values[label] for name, values in content.items()} for label in labels)
+            self.lines = array("q", [1] * len(labels))  # a row is in no single place
+            if labels != list(map(str, range(len(labels)))):
+                message = "%s has columns, as pandas writes them: the index of its rows, such as %s, is left out"
+                logger.info(message, path, labels[0])
             return
         elif isinstance(content, list):
             start, self.rows = text.index("["), PackedRows(content)
@@ -237,13 +242,27 @@ def _named(content: dict[str, Any]) -> list[Any]:
     return [dict(zip(map(str, names), row, strict=True)) for row in rows]
 
 
-def _has_columns(content: Any) -> bool:
-    """Return True for an object of columns, each of which maps the numbers of all rows to values."""
+def _has_columns(content: Any, path: Path) -> bool:
+    """Return True for an object of columns, each of which maps the labels of all rows to values.
+
+    Labels are numbers or dates, which no field of a row has as its name.
+
+    Raises:
+        DataError: The labels are texts, of which nobody can say that they are not the fields of rows.
+    """
     if not isinstance(content, dict) or not content or not all(isinstance(item, dict) for item in content.values()):
         return False
-    first = next(iter(content.values()))
-    numbers = {str(number) for number in range(len(first))}
-    return bool(numbers) and all(item.keys() == numbers for item in content.values())
+    labels = next(iter(content.values())).keys()
+    if not labels or any(item.keys() != labels for item in content.values()):
+        return False
+    if all(map(_LABEL.fullmatch, labels)):
+        return True
+    if _FIELDS & content.keys() and not _FIELDS & labels:
+        raise DataError(
+            f"{path} seems to have columns whose rows have names, as pandas writes them with an index: write it with "
+            "frame.reset_index().to_json(path, orient='records')"
+        )
+    return False
 
 
 def _find_list(text: str, rows: list[Any]) -> int:

@@ -16,11 +16,12 @@ AnswerChoice = Literal["first", "majority"]
 
 _MISSING = frozenset(
     (
-        *("nan", "NaN", "<NA>", "NaT", "\\N"),
+        *("nan", "NaN", "<NA>", "NaT", "NA", "\\N", "NULL", "Null", "null", "(null)", "N/A", "n/a"),
         *("#N/A", "#NA", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"),
     )
 )
-"""Texts of missing values that pandas writes or that `str` makes of them, that of MySQL, and errors of Excel."""
+"""Texts of missing values that pandas, R (NA) and databases (NULL) write or that `str` makes of them, and errors of
+Excel. None, none, unknown and na are texts: they can be answers."""
 _INTEGER = re.compile(r"(-?\d+)\.0+")
 """Integer as pandas writes it in a column with missing values."""
 _LAST_NUMBER = re.compile(r"(|.*\D)0*(\d+)", re.DOTALL)
@@ -29,7 +30,7 @@ _ROUNDED = re.compile(r"-?\d(\.\d+)?[eE]\+\d+")
 """Large integer as Excel shows it: `1.23457E+11`, and in a narrow column `1E+11`."""
 _EXACT = 2**53
 """Integers from which a float has lost digits."""
-_NO_PATIENT = frozenset({"none", "null", "n/a", "unknown", "-", "--", "?"})
+_NO_PATIENT = frozenset({"none", "na", "unknown", "-", "--", "?"})
 """Texts in place of the id of a patient, in lower case. As an answer they are a text."""
 _PATIENT_COLUMNS = re.compile(
     r"(anon|anonymized|deid|hashed)?"
@@ -40,7 +41,7 @@ _PATIENT_COLUMNS = re.compile(
 
 
 def is_empty(value: Any) -> bool:
-    """Return True for None, NaN, blank text, the text of a missing value (`nan`), and a container without items."""
+    """Return True for None, NaN, blank text, the text of a missing value (`NULL`), and a container without items."""
     if isinstance(value, str):
         return not value or value.isspace() or value.strip() in _MISSING or not (value.isascii() or _visible(value))
     if isinstance(value, float):
@@ -48,6 +49,12 @@ def is_empty(value: Any) -> bool:
     if value is None:
         return True
     return isinstance(value, Sized) and len(value) == 0
+
+
+def _explained(value: Any) -> str:
+    """Return the reason why a text that is not blank is empty; no text for other empty values."""
+    is_name = isinstance(value, str) and value.strip() in _MISSING
+    return ": its text stands for a missing value, as NULL, NA, N/A and nan do" if is_name else ""
 
 
 def _visible(text: str) -> str:
@@ -62,7 +69,7 @@ def text_of(value: Any, field: str) -> str:
         DataError: The value is empty, is neither text nor number, has a NUL character or half of a surrogate pair.
     """
     if is_empty(value):
-        raise DataError.without_values(f"field '{field}' is empty")
+        raise DataError.without_values(f"field '{field}' is empty{_explained(value)}")
     if isinstance(value, str):
         check_characters(value, f"field '{field}'")
         return value

@@ -31,9 +31,9 @@ def label_value(value: Any, label: str) -> bool | None:
     Raises:
         DataError: The value is none of 1, 0, -1 and blank.
     """
-    if is_empty(value):
-        return False
     text = str(value).strip().lower()
+    if is_empty(value) and (not isinstance(value, str) or not text):
+        return False  # a text such as NA says that the label is unknown
     if text not in _VALUES:
         raise DataError(f"label '{label}' must be 1, 0, -1 (uncertain) or blank, not {value!r}")
     return _VALUES[text]

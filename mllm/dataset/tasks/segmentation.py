@@ -46,7 +46,8 @@ class SegmentationDataset(GroundingDataset):
             after the stem. 'biomedparse': the masks of `IMAGE_modality_site.png` are `IMAGE_modality_site_target.png`,
             with `+` for spaces, and the target is the label (arXiv:2405.12971).
         labels: For 'stem': the text that stands for each pixel value, as in `dict({1: "liver", 2: "tumor"})`, or one
-            text for all pixels above 0. For 'biomedparse': the targets that are used; None: all.
+            text for all pixels above 0. The values of a mask with a palette are its numbers, not its colors. For
+            'biomedparse': the targets that are used; None: all.
         mask_suffix: Text after the stem of an image in the name of its mask, such as '_mask'. With it masks may be
             in the folder of the images.
         absent: Ask for structures that an image does not have, too. False reads all masks at the start.
@@ -231,7 +232,7 @@ class SegmentationDataset(GroundingDataset):
 
     def _mask(self, row: Mapping[str, Any]) -> np.ndarray:
         """Return the mask of a row, [H, W] bool."""
-        labels = read_labels(Path(row["mask"]))
+        labels = read_labels(Path(row["mask"]), has_background=row["value"] is None)
         values = None if row["value"] is None else int(row["value"])
         return labels > 0 if values is None else labels == values
 
@@ -260,19 +261,51 @@ def _stem(image: str) -> str:
     return _without_suffix(stem) if image.endswith(".gz") else stem
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """Return the labels of the pixels of a mask, [H, W], integers; 0 is the background.
+def read_labels(path: Path, has_background: bool = False) -> np.ndarray:
+    """Return the labels of the pixels of a mask, [H, W], integers: its values, or the numbers of a palette.
+
+    Args:
+        path: The mask.
+        has_background: All labels but 0 are one structure.
 
     Raises:
-        DataError: The file cannot be read, or has colors that are not labels.
+        DataError: The file cannot be read, has several pages or colors that are not labels, or its background is
+            another number of a palette than 0.
     """
     with _opened(path) as image:
+        _check_pages(image, path)
         if image.mode not in _COLOR_MODES:
-            return np.asarray(image)
+            labels = np.asarray(image)
+            if has_background:
+                _check_background(image, labels, path)
+            return labels
         channels = np.asarray(image.convert("RGB"))
         if (channels != channels[..., :1]).any():
             raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
         return channels[..., 0]
+
+
+def _check_pages(image: Image.Image, path: Path) -> None:
+    """Raise `DataError` for a mask of several pages, of which one would be read."""
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+    else:
+        raise DataError(f"mask {path} has several pages: write one file for each image")
+
+
+def _check_background(image: Image.Image, labels: np.ndarray, path: Path) -> None:
+    """Raise `DataError` for a mask with a palette whose black pixels, its background, have another number than 0."""
+    colors = image.getpalette("RGB") if image.mode == "P" else None
+    if colors is None or not any(colors[:3]):
+        return
+    black = [number for number in np.unique(labels).tolist() if not any(colors[3 * number : 3 * number + 3])]
+    if black:
+        raise DataError(
+            f"mask {path} has a palette in which number {black[0]} is black, and number 0, the background, is not: "
+            "write it with one channel of labels, or name the numbers in labels"
+        )
 
 
 def size_of_labels(path: Path) -> tuple[int, int]:

@@ -412,6 +412,20 @@ def test_pmc_vqa_has_choices_with_their_letters_in_both_versions(tmp_path):
         build_dataset(options).sample(1)
 
 
+def test_two_answers_of_pmc_vqa_that_differ_are_refused(tmp_path):
+    options = DATASETS.find("MedicalVQADataset").miniature_with({"layout": "pmc_vqa"}, tmp_path / "pmc", 3)
+    table = tmp_path / "pmc" / "train.csv"
+
+    def exchange(rows):
+        answer, label = rows[0].index("Answer"), rows[0].index("Answer_label")
+        choices = {letter: rows[1][rows[0].index(f"Choice {letter}")] for letter in "AB"}
+        rows[1][answer], rows[1][label] = choices["A"].removeprefix("A:"), "B"
+
+    edit_csv(table, exchange)
+    with pytest.raises(DataError, match="line 2: fields 'Answer_label' and 'Answer' name different choices"):
+        build_dataset({"type": "MedicalVQADataset", **options}).sample(0)
+
+
 @pytest.mark.parametrize(
     ("text", "answer", "task"),
     [
@@ -455,10 +469,21 @@ def test_an_unusable_answer_of_flare_is_an_error_of_its_row(copy):
 @pytest.mark.parametrize(
     ("task", "good", "bad"),
     [
-        ("Counting", ("7", 7, "1,234"), ("about seven", "")),
-        ("regression", ("1.5", "12 mm"), ("large", "[1, 2, 3, 4]")),
-        ("detection", ("[1,2,3,4]", [1, 2, 3, 4], [[1, 2, 3, 4], [5, 6, 7, 8]]), ("none of them", "[1, 2, 3]")),
-        ("instance_detection", ({"1": [[1, 2, 3, 4]]}, '{"1": [[1, 2, 3, 4]], "X": []}'), ("A", {"1": "x"})),
+        ("Counting", ("7", 7, "1,234", 5.0), ("about seven", "There are 5 cells.", -3, 4.5, [5], {"cells": 5}, "")),
+        ("regression", ("1.5", "12 mm", -2), ("large", "[1, 2, 3, 4]", [1.5])),
+        (
+            "detection",
+            ("[1,2,3,4]", [1, 2, 3, 4], [[1, 2, 3, 4], [5, 6, 7, 8]], "[]"),
+            ("none of them", "[1, 2, 3]", [[]], "[[]]", "{}", {"x1": 1, "y1": 2, "x2": 3, "y2": 4}, [{"bbox": [1, 2]}]),
+        ),
+        (
+            "instance_detection",
+            ({"1": [[1, 2, 3, 4]]}, '{"1": [[1, 2, 3, 4]], "X": []}', "{}"),
+            ("A", {"1": "x"}, [[]], {"1": [[]]}, {"1": {"bbox": [1, 2, 3, 4]}}),
+        ),
+        ("classification", ("A", "benign", "There are 5 cells."), (["A"], "[]", {"answer": "A"}, [[]], "[[]]")),
+        ("multi_label_classification", ("A;B", ["A", "B"]), ({"A": 1}, '["A", "B"]', ["A", None])),
+        ("report_generation", ("No finding.",), (["No finding."], {"findings": "none"})),
     ],
 )
 def test_an_answer_of_flare_without_the_number_or_box_of_its_task_is_an_error_of_its_row(copy, task, good, bad):
@@ -469,9 +494,19 @@ def test_an_answer_of_flare_without_the_number_or_box_of_its_task_is_an_error_of
     file.write_text(json.dumps([{**entry, "TaskType": task, "Answer": answer} for answer in answers]))
     data = build_dataset({**options, "sets": ["neurips22cell"]})
     skipped = list(check_splits({"train": data}, skip=True).reports["train"].skipped)
-    assert len(skipped) == 2
-    kind = "number" if task in ("Counting", "regression") else "box"
-    assert f"has no {kind}, but its TaskType is" in skipped[0]
+    assert len(skipped) == len(bad)
+    kinds = {"Counting": "whole number from 0", "regression": "number", "detection": "box", "instance_detection": "box"}
+    assert f"has no {kinds.get(task, 'text')}, but its TaskType is" in skipped[0]
+
+
+def test_counts_and_lists_of_labels_of_flare_have_the_form_that_the_question_asks_for(copy):
+    options, root = copy("FLAREDataset", rows=19)
+    file = root / "training" / "Microscopy" / "neurips22cell" / "neurips22cell_questions_train.json"
+    entry = json.loads(file.read_text())[0]
+    answers = [("Counting", 5.0), ("Counting", "12.0"), ("multi-label", ["caries", "crown"])]
+    file.write_text(json.dumps([{**entry, "TaskType": task, "Answer": answer} for task, answer in answers]))
+    data = build_dataset({**options, "sets": ["neurips22cell"]})
+    assert [data.sample(index).turns[-1].text for index in range(3)] == ["5", "12", "caries; crown"]
 
 
 def test_unknown_flare_tasks_are_refused():

@@ -224,3 +224,12 @@ def test_a_suffix_with_the_wrong_compression_is_accepted(tmp_path, volume, kind)
     (tmp_path / "b.nii.gz").write_bytes(content)
     assert np.array_equal(gray(tmp_path / "a.nii"), expected)
     assert np.array_equal(gray(tmp_path / "b.nii.gz"), expected)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+@pytest.mark.parametrize(("kind", "first"), [(np.int32, 2**30), (np.uint32, 2**31), (np.float64, 2.0**40)])
+def test_integers_that_fp32_cannot_hold_keep_their_steps(tmp_path, kind, first, name):
+    """All 256 values that follow each other are as many grays. Rounded to fp32 they are a few, or one."""
+    values = (first + np.arange(256)).reshape(16, 16, 1).astype(kind)
+    shown = gray(write_nifti(tmp_path / name, values), axis="axial", slice=0)
+    assert sorted(shown.ravel().tolist()) == list(range(256))

@@ -64,7 +64,7 @@ def test_a_missing_text_is_refused_and_not_supervised(name, options, tmp_path):
     paths = [field for field in row if field in IMAGES]
     refused = 0
     for field in set(row) - set(paths):
-        for missing in (float("nan"), "  "):
+        for missing in (float("nan"), "  ", "NULL", "NA", "N/A", "null"):
             Path(miniature["data_path"]).write_text(json.dumps({**row, field: missing}) + "\n")
             try:
                 turns = build_dataset(dict(type=name, **miniature, **options)).sample(0).turns
@@ -72,8 +72,23 @@ def test_a_missing_text_is_refused_and_not_supervised(name, options, tmp_path):
                 refused += 1
             else:
                 text = " ".join(turn.text for turn in turns)
-                assert "nan" not in text.lower().split() and "The answer is ." not in text
+                words = text.replace(".", " ").lower().split()
+                assert not {"nan", "null", "na", "n/a"}.intersection(words) and "The answer is ." not in text
     assert refused >= 2
+
+
+def test_an_empty_explanation_is_never_drawn(tmp_path):
+    miniature = DATASETS.find("VQAEXDataset").miniature(tmp_path / "mini", 1)
+    path = Path(miniature["data_path"])
+    row = json.loads(path.read_text().splitlines()[0])
+    for reasons in (["", "it is.", None, "NULL"], []):
+        path.write_text(json.dumps({**row, "explanation": reasons, "justification": None}) + "\n")
+        data = build_dataset(dict(type="VQAEXDataset", **miniature))
+        if reasons:
+            assert all(data.sample(0, epoch).turns[-1].text.startswith("it is. The answer") for epoch in range(20))
+        else:
+            with pytest.raises(DataError, match="field 'explanation' or 'justification' is missing"):
+                data.sample(0)
 
 
 def test_phrasing_changes_with_the_epoch_and_marks_follow_the_image(tmp_path):

@@ -25,6 +25,8 @@ def write(folder: Path, **row) -> MultipleChoiceDataset:
         {"options": OPTIONS, "answer": "rest, and ice", "answer_idx": "A"},  # MedQA
         {"choices": list(OPTIONS.values()), "answer": 0},  # MMLU
         {"options": json.dumps(OPTIONS), "answer": "rest, and ice"},  # a csv file
+        {"options": OPTIONS, "answer": 0, "answer_idx": "A"},
+        {"options": OPTIONS, "answer": "Because of the swelling.", "answer_idx": "A"},  # an explanation
     ],
 )
 def test_published_columns_become_a_question_with_its_options_and_a_letter(tmp_path: Path, row) -> None:
@@ -49,6 +51,11 @@ def test_options_in_the_question_need_no_column(tmp_path: Path) -> None:
         ({"question": "Why?", "options": ["x", "y"], "answer": 2}, "'answer' is not one of the options"),
         ({"question": "Why?", "options": ["x", "y"], "answer": "x or y"}, "'answer' is not one of the options"),
         ({"question": "Why?", "options": ["x", "y"]}, "the row has no answer_idx or answer"),
+        (
+            {"question": "Why?", "options": ["x", "y"], "answer_idx": "A", "answer": "y"},
+            "line 1: fields 'answer_idx' and 'answer' name different options: correct one",
+        ),
+        ({"question": "Why?", "options": ["x", "y"], "answer_idx": 0, "answer": 1}, "name different options"),
         ({"question": " ", "options": ["x", "y"], "answer": 0}, "field 'question' is missing or empty"),
     ],
 )

@@ -177,6 +177,56 @@ def test_objects_of_columns_are_read_as_rows(tmp_path, orient):
     assert "(row 3)" in Records(tmp_path / "rows.json").describe(2)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("5", "6", "7"),
+        ("0", "2", "9"),
+        ("0001", "0002", "0003"),
+        ("-1", "0", "1"),
+        ("0.5", "1.5", "2.5"),
+        ("1577836800000", "1577923200000", "1578009600000"),
+        ("2020-01-01T00:00:00.000", "2020-01-02T00:00:00.000", "2020-01-03T00:00:00.000"),
+    ],
+)
+def test_columns_with_any_numbers_or_dates_as_labels_are_read_as_rows(tmp_path, caplog, labels):
+    """A table of pandas of which some rows were chosen keeps their labels."""
+    columns = {name: dict(zip(labels, [row[name] for row in ROWS], strict=True)) for name in ROWS[0]}
+    path = write(tmp_path / "rows.json", json.dumps(columns))
+    with caplog.at_level("INFO", logger="mllm"):
+        assert rows_of(path) == ROWS
+    assert f"the index of its rows, such as {labels[0]}, is left out" in caplog.text
+    path = write(tmp_path / "rows.json", json.dumps(dict(zip(labels, ROWS, strict=True))))
+    assert rows_of(path) == ROWS  # an object of rows
+
+
+def test_columns_with_names_as_labels_are_refused_and_rows_are_read(tmp_path):
+    rows = {"p1": {"image": "a.png", "answer": "yes"}, "p2": {"image": "b.png", "answer": "no"}}
+    assert rows_of(write(tmp_path / "rows.json", json.dumps(rows))) == list(rows.values())
+    columns = {name: {patient: row[name] for patient, row in rows.items()} for name in ("image", "answer")}
+    path = write(tmp_path / "rows.json", json.dumps(columns))
+    with pytest.raises(DataError, match=r"columns whose rows have names.*frame\.reset_index\(\)\.to_json"):
+        Records(path)
+
+
+@pytest.mark.parametrize("marks", ["''", "\u201c\u201d", "\u2018\u2019"])
+def test_values_in_other_quotation_marks_are_refused_or_reported(tmp_path, caplog, marks):
+    def quoted(*values):
+        return ",".join(f"{marks[0]}{value}{marks[1]}" for value in values) + "\n"
+
+    rows = quoted("a.png", "Is it?", "yes") + quoted("b.png", "Is it?", "no")
+    for header in (quoted("image", "question", "answer"), "image,question,answer\n"):
+        with pytest.raises(DataError, match='rows.csv, line 1: values are enclosed in other quotation marks than "'):
+            Records(write(tmp_path / "rows.csv", header + rows))
+    plain = "image,question,answer\n" + f"a.png,Is it?,{marks[0]}yes{marks[1]}\n"
+    Records(write(tmp_path / "rows.csv", f"{plain}b.png,Is it?,\n"))
+    assert "all values of column 'answer' are enclosed in quotation marks, which are a part of them" in caplog.text
+    caplog.clear()
+    Records(write(tmp_path / "rows.csv", f"{plain}b.png,Is it?,no\n"))
+    Records(write(tmp_path / "rows.csv", f"{plain}b.png,Is it?,{marks[0]}no\n"))
+    assert not caplog.text
+
+
 def test_a_single_column_stays_one(tmp_path):
     assert rows_of(write(tmp_path / "rows.csv", "text; of a report\none\ntwo; three\n")) == [
         {"text; of a report": "one"},

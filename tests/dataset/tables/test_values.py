@@ -16,6 +16,7 @@ from mllm.errors import DataError
     [
         *(None, "", " \t\n", "\u00a0", "\u200b", "\ufeff ", math.nan, "nan", " NaN ", "<NA>", "NaT", [], {}, ()),
         *("#N/A", "#REF!", "#DIV/0!", "\\N"),  # errors of Excel, and the NULL of MySQL
+        *("NULL", "null", " Null ", "(null)", "NA", "N/A", "n/a"),  # databases, JSON, R and people
     ],
 )
 def test_missing_values_of_every_kind_are_empty(value):
@@ -34,6 +35,11 @@ def test_missing_values_of_every_kind_are_empty(value):
         (0.5, "0.5"),
         (True, "true"),
         ("None", "None"),
+        ("none", "none"),
+        ("unknown", "unknown"),
+        ("na", "na"),  # a word in Portuguese
+        ("Na", "Na"),  # sodium
+        ("null and void", "null and void"),
         ("é", "é"),
         (10**400, f"1{'0' * 400}"),
     ],
@@ -41,6 +47,13 @@ def test_missing_values_of_every_kind_are_empty(value):
 def test_texts_and_numbers_are_texts(value, text):
     assert not is_empty(value)
     assert text_of(value, "answer") == text
+
+
+def test_the_message_about_a_text_for_a_missing_value_says_so():
+    with pytest.raises(DataError, match="field 'answer' is empty: its text stands for a missing value, as NULL, NA"):
+        text_of("NULL", "answer")
+    with pytest.raises(DataError, match="field 'answer' is empty$"):
+        text_of(" ", "answer")
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, ["a"], math.inf, b"a"])

@@ -4,6 +4,7 @@ import gc
 import shutil
 import tracemalloc
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -97,3 +98,38 @@ def test_rows_of_folders_take_some_tens_of_bytes(tmp_path, name):
     tracemalloc.stop()
     assert len(data) == 2000
     assert kept < 40 * 2000
+
+
+def write_palette(path, numbers, colors):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array(numbers, np.uint8)).convert("P")
+    image.putdata(np.array(numbers).ravel().tolist())
+    image.putpalette([value for color in colors for value in color])
+    image.save(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_a_palette_whose_background_is_not_number_0_is_refused(tmp_path, suffix):
+    black, white, red = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+    write(tmp_path / "image", "a.png", size=(4, 2))
+    numbers = [[0, 0, 1, 1], [0, 1, 1, 1]]
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "image"), mask_folder=str(tmp_path / "mask"))
+    write_palette(tmp_path / "mask" / f"a{suffix}", numbers, [white, black])
+    with pytest.raises(DataError, match="palette in which number 1 is black, and number 0, the background, is not"):
+        build_dataset(dict(options, labels="lesion")).sample(0)
+    (mark,) = build_dataset(dict(options, labels={0: "lesion"})).sample(0).marks
+    assert mark.mask.tolist() == (np.array(numbers) == 0).tolist()
+    for colors in ([black, red], [white, red]):
+        write_palette(tmp_path / "mask" / f"a{suffix}", numbers, colors)
+        (mark,) = build_dataset(dict(options, labels="lesion")).sample(0).marks
+        assert mark.mask.tolist() == (np.array(numbers) == 1).tolist()
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path):
+    write(tmp_path / "image", "a.png")
+    (tmp_path / "mask").mkdir()
+    pages = [Image.new("L", (8, 8), value) for value in (255, 0)]
+    pages[0].save(tmp_path / "mask" / "a.tif", save_all=True, append_images=pages[1:])
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "image"), mask_folder=str(tmp_path / "mask"))
+    with pytest.raises(DataError, match="mask .*a.tif has several pages: write one file for each image"):
+        build_dataset(dict(options, labels="lesion")).sample(0)

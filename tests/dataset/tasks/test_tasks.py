@@ -159,6 +159,18 @@ def test_wrong_values_are_refused_with_their_row(table, type, row, options, mess
         check_splits({"train": data})
 
 
+@pytest.mark.parametrize("value", ["NA", "nan", "NULL", "n/a", "#N/A"])
+def test_a_text_for_a_missing_value_is_no_absent_label(table, value):
+    """A blank label was not mentioned; a text such as NA says that nobody knows."""
+    data = build_dataset(dict(type="MultiLabelDataset", data_path=str(table({"edema": value})), labels=["edema"]))
+    with pytest.raises(DataError, match=f"line 1: label 'edema' must be 1, 0, -1 .uncertain. or blank, not '{value}'"):
+        data.sample(0)
+    assert answers("MultiLabelDataset", data_path=str(table({"edema": ""}, {"edema": None})), labels=["edema"]) == [
+        "none",
+        "none",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "row", "options", "complete"),
     [
@@ -286,7 +298,7 @@ def test_the_check_of_rows_compares_sizes_and_does_not_decode_masks(tmp_path, mo
     path = masks(tmp_path, **{f"a{number:02}": np.eye(4, 6) for number in range(40)})
     options = dict(type="SegmentationDataset", data_path=path, labels="organ")
     decoded = []
-    monkeypatch.setattr(segmentation, "read_labels", lambda mask: decoded.append(mask) or read_labels(mask))
+    monkeypatch.setattr(segmentation, "read_labels", lambda mask, **options: decoded.append(mask) or read_labels(mask))
     report = check_splits({"train": build_dataset(options)}).reports["train"]
     assert report.answers.rows == report.answers.contents["mask"] == 40 and 0 < len(decoded) <= DECODED
     before = report.content
