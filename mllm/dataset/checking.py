@@ -15,6 +15,7 @@ from operator import itemgetter
 import numpy as np
 
 from mllm.dataset.answer_counts import AnswerCounts
+from mllm.dataset.answer_forms import AnswerForms
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
@@ -23,6 +24,7 @@ from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.mixing import SPLITS
 from mllm.dataset.patients import Patients, check_leakage
 from mllm.dataset.progress import with_progress
+from mllm.dataset.repeated_rows import RowHashes, warn_of_repeated_rows
 from mllm.errors import ROW_ADVICE, DataError, UserError, advised
 from mllm.private_messages import PublicText, error_of, in_row, in_split, is_private, sentence_of
 from mllm.structures import BOX, IMAGE, POINT, Failure, Sample
@@ -145,10 +147,11 @@ def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False, advice
     Raises:
         DataError: A row cannot be used, marks have another form than their class reads, or a patient is in two splits.
     """
-    reports, patients = {}, {}
+    reports, patients, rows = {}, {}, {}
     for name, dataset in splits.items():
-        reports[name], patients[name] = _check_split(name, dataset, None if skip else advice)
+        reports[name], patients[name], rows[name] = _check_split(name, dataset, None if skip else advice)
     check_leakage(patients)
+    warn_of_repeated_rows(rows)
     return Splits(splits, reports)
 
 
@@ -169,11 +172,11 @@ def _token_like(sample: Sample) -> Iterator[str]:
             yield from (text for text in _TOKEN_LIKE.findall(turn.text) if text not in _PLACEHOLDERS)
 
 
-def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple[SplitReport, Patients]:
-    """Check the rows of one split and return its report and its patients. `advice` is None to skip unusable rows."""
-    report, patients, content = SplitReport(), Patients(), ContentDigest()
+def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple[SplitReport, Patients, RowHashes]:
+    """Check the rows of one split; return its report, patients and rows. `advice` is None to skip unusable rows."""
+    report, patients, content, hashes = SplitReport(), Patients(), ContentDigest(), RowHashes()
     forms: dict[int, MarkForms] = {}
-    measures = ImplausibleMeasures(name)
+    measures, answers = ImplausibleMeasures(name), AnswerForms(name)
     total = sum(1 for _ in dataset.rows())  # not `len(dataset)`, the number of draws of a MixedDataset
     rows, step, compared = 0, -(-total // DECODED), -(-total // COMPARED)
     sources = with_progress(dataset.rows(), f"checking the rows of {name}", total)
@@ -188,7 +191,9 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
                 content.add_unusable()
                 continue
             content.add(sample, reads_files=(rows - 1) % compared == 0)
+            hashes.add(sample)
             report.answers.add(sample)
+            answers.add(sample, source, index)
             report.longest.add(sample, source, index, rows - 1)
             if len(report.token_like) < MAX_TOKENS:
                 for text in _token_like(sample):
@@ -215,10 +220,11 @@ def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple
         with in_split(name):
             form.check()
     measures.report()
+    answers.report()
     report.patients, report.without_patient, report.content = len(patients), patients.unknown, content.hexdigest()
     for source in patients.sources_without:
         if hint := source.patient_hint():
             where = "the data" if is_private() else source.describe(0)
             end = "" if is_private() else hint
             logger.warning("%s", PublicText(f"{where}: no row of {name} has a patient{end}"))
-    return report, patients
+    return report, patients, hashes

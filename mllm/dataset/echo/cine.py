@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from mllm.contents import UNITS
 from mllm.dataset.base import AugmentedDataset
-from mllm.dataset.tables.values import is_empty
+from mllm.dataset.tables.values import is_empty, number_in
 from mllm.errors import DataError, UserError, with_location
 from mllm.structures import IMAGE, Sample, Turn
 
@@ -54,10 +54,7 @@ def known_number(value: Any, field: str) -> float:
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = number_in(value)
     if math.isnan(number) and not is_empty(value):
         raise DataError(f"field '{field}' must be a number, not {value!r}")
     return number if math.isfinite(number) and number > 0 else math.nan

@@ -155,6 +155,14 @@ def patient_of(value: Any, field: str) -> str | None:
     )
 
 
+def number_in(value: Any) -> float:
+    """Return the number that a field is, or has as text; NaN for others, such as True, and 1_0, which Python reads."""
+    try:
+        return math.nan if isinstance(value, bool) or (isinstance(value, str) and "_" in value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def _kind(value: Any) -> str:
     """Return the kind of a value, without the value, which may identify a patient."""
     if isinstance(value, float):

@@ -14,7 +14,7 @@ from typing_extensions import override
 from mllm.dataset import templates
 from mllm.dataset.annotations.objects import AnnotatedImage
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
-from mllm.dataset.tables.values import is_empty
+from mllm.dataset.tables.values import is_empty, number_in
 from mllm.dataset.tasks.annotated import AnnotatedDataset
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
@@ -156,10 +156,7 @@ def number_of(value: Any, field: str) -> float:
     Raises:
         DataError: The field has no finite number.
     """
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = number_in(value)
     if not math.isfinite(number):
         raise DataError(f"field '{field}' must be a number, not {value!r}")
     return number

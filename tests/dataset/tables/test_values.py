@@ -7,7 +7,15 @@ import math
 
 import pytest
 
-from mllm.dataset.tables.values import choose_answer, is_empty, loose_form, patient_columns, patient_of, text_of
+from mllm.dataset.tables.values import (
+    choose_answer,
+    is_empty,
+    loose_form,
+    number_in,
+    patient_columns,
+    patient_of,
+    text_of,
+)
 from mllm.errors import DataError
 
 
@@ -47,6 +55,12 @@ def test_missing_values_of_every_kind_are_empty(value):
 def test_texts_and_numbers_are_texts(value, text):
     assert not is_empty(value)
     assert text_of(value, "answer") == text
+
+
+@pytest.mark.parametrize("value", [True, "1_000", "1,5", "58%", None, "", [1], 10**400])
+def test_other_values_are_no_numbers(value):
+    assert math.isnan(number_in(value))
+    assert [number_in(value) for value in (2, 2.5, " 3 ", "-1e3")] == [2, 2.5, 3, -1000]
 
 
 def test_the_message_about_a_text_for_a_missing_value_says_so():
