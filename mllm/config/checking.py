@@ -52,6 +52,8 @@ NOT_NEGATIVE = (
 )
 """Keys whose negative values transformers and PyTorch accept, or refuse only after the model is loaded."""
 
+OF_SAMPLING = ("temperature", "top_p", "top_k", "seed")
+"""Keys of `data_args.gen_kwargs` without an effect on the most probable tokens."""
 LARGEST_SEED = 2**32 - 1
 """Largest seed of NumPy; a larger one ends the run after its folder was made."""
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")
@@ -195,6 +197,12 @@ def data_args(values: dict[str, Any], origins: Origins) -> DataArgs:
     """Return the checked `data_args`, with datasets checked against the signatures of their classes."""
     args = build_section(DataArgs, values, "data_args", origins)
     build_section(GenerationArgs, dict(args.gen_kwargs), "data_args.gen_kwargs", origins)
+    for key in OF_SAMPLING:
+        if key in args.gen_kwargs and "do_sample" not in args.gen_kwargs:
+            raise ConfigError(
+                f"{origins.of('data_args', 'gen_kwargs', key)}: data_args.gen_kwargs.{key} has no effect without "
+                "do_sample=True: set that too, or remove it"
+            )
     for name in args.metrics:
         describe_entry(METRICS, name, ("data_args", "compute_metric"), origins)
     splits = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -33,12 +34,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, weight: float | dict[str, float] = 1.0) -> None:
         super().__init__()
-        if isinstance(weight, dict):
-            if set(weight) != {"start", "end"}:
-                raise ConfigError(f"an objective's weight is a number or dict(start=..., end=...), not {weight}")
-            self.start, self.end = float(weight["start"]), float(weight["end"])
-        else:
-            self.start = self.end = float(weight)
+        self.start, self.end = ends_of(weight)
 
     @abstractmethod
     def count(self, targets: dict[str, Tensor]) -> Tensor:
@@ -54,3 +50,31 @@ class Objective(nn.Module, ABC):
     def weight(self, progress: float) -> float:
         """Return the factor of this term at `progress` in [0, 1]."""
         return self.start + (self.end - self.start) * progress
+
+
+def ends_of(weight: float | dict[str, float]) -> tuple[float, float]:
+    """Return the factor of a term at the start and at the end of a training.
+
+    Raises:
+        ConfigError: It is negative, not finite, or 0 throughout: the term would be maximized, or would train nothing.
+    """
+    if isinstance(weight, dict):
+        if set(weight) != {"start", "end"}:
+            raise ConfigError(f"an objective's weight is a number or dict(start=..., end=...), not {weight}")
+        start, end = float(weight["start"]), float(weight["end"])
+    else:
+        start = end = float(weight)
+    check_factors("an objective's weight", start, end)
+    return start, end
+
+
+def check_factors(name: str, *factors: float) -> None:
+    """Raise `ConfigError` if one of the factors of a loss is negative or not finite, or if all are 0.
+
+    Args:
+        name: Name of the factors in the message.
+        factors: The factors.
+    """
+    if not all(0 <= factor < math.inf for factor in factors) or not any(factors):
+        values = " and ".join(map(str, dict.fromkeys(factors)))
+        raise ConfigError(f"{name} must be at least 0 and finite, and not 0 throughout, not {values}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mllm.errors import ConfigError
-from mllm.objectives.base import Objective
+from mllm.objectives.base import Objective, check_factors
 from mllm.registry import OBJECTIVES
 from mllm.structures import Context
 
@@ -27,6 +27,7 @@ class BoxLoss(Objective):
 
     def __init__(self, weight: float | dict[str, float] = 1.0, l1: float = 1.0, giou: float = 1.0) -> None:
         super().__init__(weight)
+        check_factors("the factors l1 and giou of BoxLoss", l1, giou)
         self.l1, self.giou = l1, giou
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:

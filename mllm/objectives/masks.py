@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mllm.errors import ConfigError
-from mllm.objectives.base import Objective
+from mllm.objectives.base import Objective, check_factors
 from mllm.objectives.boxes import known_objects
 from mllm.registry import OBJECTIVES
 from mllm.structures import Context
@@ -29,6 +29,7 @@ class MaskLoss(Objective):
 
     def __init__(self, weight: float | dict[str, float] = 1.0, bce: float = 1.0, dice: float = 1.0) -> None:
         super().__init__(weight)
+        check_factors("the factors bce and dice of MaskLoss", bce, dice)
         self.bce, self.dice = bce, dice
 
     def count(self, targets: dict[str, Tensor]) -> Tensor:

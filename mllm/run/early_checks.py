@@ -23,6 +23,7 @@ from mllm.config.schema import RunConfig
 from mllm.engine.builder import CHECKPOINTING, tracker_names, training_arguments
 from mllm.engine.trackers import try_tracker
 from mllm.errors import ConfigError, hint
+from mllm.objectives.base import ends_of
 from mllm.private_messages import PublicText
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int, epochs: flo
             f"{config.origin('data_args', 'gen_kwargs')}: data_args.gen_kwargs.scales is an option of mllm evaluate, "
             "because the model of a run has one image_size: remove it here, and set it there with --cfg-options"
         )
+    _check_weights(config)
     processes = PartialState().num_processes
     if config.data_args.tokens_per_micro_batch == "auto" and processes > 1:
         raise ConfigError(
@@ -87,6 +89,16 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int, epochs: flo
     _check_schedule(config, arguments, optimizer, updates)
     _check_validations(config, arguments, updates, epochs)
     return config
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Raise `ConfigError` for an objective with an impossible weight."""
+    for name, options in config.objectives.items():
+        if isinstance(options.get("weight"), (int, float, dict)):
+            try:
+                ends_of(options["weight"])
+            except ConfigError as error:
+                raise ConfigError(f"{config.origin('objectives', name, 'weight')}: {error}") from None
 
 
 def _refuse_fsdp_on_cpu(config: RunConfig) -> None:

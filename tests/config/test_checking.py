@@ -163,6 +163,11 @@ def sentence(path, *overrides) -> str:
             "run.py:2: training_args.data_seed must be 0 or more and finite, not -1",
         ),
         (
+            "data_args = dict(gen_kwargs=dict(temperature=0.7))",
+            "run.py:2: data_args.gen_kwargs.temperature has no effect without do_sample=True: set that too, or "
+            "remove it",
+        ),
+        (
             "training_args = dict(ddp_timeout=0)",
             "run.py:2: training_args.ddp_timeout must be an integer of at least 1, not 0",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ def test_a_run_without_a_validation_is_warned_about(caplog, strategy, options, u
     else:
         with pytest.raises(ConfigError, match="never validated, and load_best_model_at_end=True would load nothing"):
             check_early(best, CPU, updates, epochs)
+
+
+def test_an_impossible_weight_of_an_objective_is_refused():
+    wrong = replace(config(), objectives={"next_token": {"type": "NextToken", "weight": -1}})
+    with pytest.raises(ConfigError, match="an objective's weight must be at least 0 and finite"):
+        check_early(wrong, CPU, updates=10)
 
 
 def test_the_validations_of_trainer_are_those_that_are_counted(tmp_path):
