@@ -198,8 +198,7 @@ class JsonList:
             self.rows = PackedRows({name: values[label] for name, values in content.items()} for label in labels)
             self.lines = array("q", [1] * len(labels))  # a row is in no single place
             if labels != list(map(str, range(len(labels)))):
-                message = "%s has columns, as pandas writes them: the index of its rows, such as %s, is left out"
-                logger.info(message, path, labels[0])
+                logger.info("%s: the index of its rows in pandas, such as %s, is left out", path, labels[0])
             return
         elif isinstance(content, list):
             start, self.rows = text.index("["), PackedRows(content)

@@ -195,7 +195,7 @@ def test_columns_with_any_numbers_or_dates_as_labels_are_read_as_rows(tmp_path, 
     path = write(tmp_path / "rows.json", json.dumps(columns))
     with caplog.at_level("INFO", logger="mllm"):
         assert rows_of(path) == ROWS
-    assert f"the index of its rows, such as {labels[0]}, is left out" in caplog.text
+    assert f"the index of its rows in pandas, such as {labels[0]}, is left out" in caplog.text
     path = write(tmp_path / "rows.json", json.dumps(dict(zip(labels, ROWS, strict=True))))
     assert rows_of(path) == ROWS  # an object of rows
 
