@@ -15,6 +15,8 @@ class Limits:
     """Maximum size of a file that is dropped on the page, in bytes."""
     pixels: int = 50_000_000
     """Maximum number of pixels of all images of a request."""
+    images: int = 512
+    """Maximum number of images of a request: the model enlarges each one to the size of its input."""
     tokens: int = 2048
     """Maximum number of generated tokens of an answer."""
     answers: int = 16

@@ -44,7 +44,8 @@ def parse_json(text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        # After a semicolon Python names a function that raises its limit of digits.
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise RequestError(f"the request is no valid JSON: {reason[:200]}") from error
     if not isinstance(value, dict):
         raise RequestError("the request must be a JSON object")

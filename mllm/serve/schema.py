@@ -251,6 +251,9 @@ class _Messages:
         else:
             images = read_series([file.content for file in files], first.options, where, left)
         self.images += images
+        if len(self.images) > self.limits.images:
+            limit = f"{self.limits.images} images, the limit of this server"
+            raise RequestError(f"{where} exceeds {limit}: send fewer", 413)
         if first.view is not None:
             if len(images) != 1:
                 raise RequestError(f"{where}: a view is one image, and the file has {len(images)}: select one")

@@ -47,9 +47,7 @@ class Layout:
 
     def _add_viewer(self) -> None:
         """Add the drop area, the picture, and the controls of its view."""
-        self.files = gr.File(
-            file_count="multiple", label="Image, video, DICOM files or their folder", height=150, elem_id="files"
-        )
+        self.files = gr.File(file_count="multiple", label="Image, video, DICOM or folder", height=150, elem_id="files")
         self.folder = gr.UploadButton(
             "Open a folder with a DICOM series", file_count="directory", size="sm", elem_id="folder"
         )

@@ -68,6 +68,8 @@ def read_images(path: str | Path | Sequence[str | Path], **options: Any) -> list
     suffix = _suffix_of(source)
     if options:
         check_names(READERS, suffix, options, ("reader",), provided=("path",))
+    if not isinstance(options.get("square", True), bool):
+        raise ConfigError(f"square={options['square']!r} must be True or False")
     try:
         images = _read(source, path, suffix, options)
     except NoSuchImageError:

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+LEAST_TEMPERATURE = 1e-6
+"""Least divisor of logits. Smaller ones would overflow, and tokens whose logits differ are as with this one."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,7 +35,7 @@ def warpers(temperature: float, top_p: float, top_k: int) -> list[LogitsProcesso
     """Return the processors that change the distribution from which a token is sampled."""
     processors: list[LogitsProcessor] = []
     if temperature != 1:
-        processors.append(TemperatureLogitsWarper(temperature))
+        processors.append(TemperatureLogitsWarper(max(temperature, LEAST_TEMPERATURE)))
     if top_k:
         processors.append(TopKLogitsWarper(top_k))
     if top_p < 1:

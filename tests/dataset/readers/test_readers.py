@@ -126,3 +126,10 @@ def test_the_images_of_a_file_are_counted(tmp_path):
     assert reads_option(cine, "window") and not reads_option(video, "window")
     with pytest.raises(DataError, match=r"b.dcm does not exist"):
         count_images(tmp_path / "b.dcm")
+
+
+def test_square_is_true_or_false(tmp_path):
+    """A text, which is true, selected the opposite of "no"."""
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint16))
+    with pytest.raises(ConfigError, match="square='no' must be True or False"):
+        read_images(path, square="no")

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import generate, stop_ids
-from mllm.models.generation.sampling import SeededSampler, generator_of
+from mllm.models.generation.sampling import Sampling, SeededSampler, generator_of
 from mllm.models.language_model import LanguageModel
 from mllm.protocols import Bundle
 from mllm.structures import Answer, Sample, Turn
@@ -172,6 +172,15 @@ def test_sampled_tokens_have_the_probabilities_of_the_model() -> None:
     frequencies = torch.bincount(tokens, minlength=5) / 4000
     assert frequencies[2] == 0
     assert (frequencies - logits.softmax(dim=-1)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-300])
+def test_a_temperature_near_zero_selects_the_most_probable_token(temperature: float) -> None:
+    """Divided by so small a number, logits are infinite, of which the sampler made the first token."""
+    scores = torch.tensor([[0.0, -3.0, 7.0, 6.9]])
+    for processor in Sampling(temperature, top_p=0.9, top_k=3, seed=0).processors([0]):
+        scores = processor(torch.zeros(1, 1, dtype=torch.long), scores)
+    assert scores.argmax(dim=-1).tolist() == [2]
 
 
 def test_training_continues_after_generation(bundle: Bundle) -> None:
