@@ -80,7 +80,7 @@ class Layout:
         self.question = gr.Textbox(
             "", label="Question", lines=2, placeholder="Is there a pleural effusion?", elem_id="question"
         )
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.send = gr.Button("Ask", variant="primary", min_width=120, elem_id="ask")
             self.stop = gr.Button("Stop", variant="stop", min_width=120, elem_id="stop", visible=False)
             self.new = gr.Button("New conversation", min_width=120, elem_id="new")
