@@ -102,4 +102,8 @@ def read_all(images: Images, reader: Mapping[str, Any]) -> list[Image.Image]:
         if path is None:
             raise DataError("an image must be a file, a picture, or an object with a 'path'")
         return read_images(path, **{**reader, **options})
+    if not isinstance(images, (str, Path)):
+        raise DataError(
+            f"an image must be a file, a picture of Pillow, or an object with a 'path', not {type(images).__name__}"
+        )
     return read_images(images, **reader)

@@ -86,6 +86,8 @@ async def _form(request: HttpRequest, limits: Limits) -> tuple[bytes, dict[str, 
     text = b""
     for name, value in form.multi_items():
         content = await value.read() if isinstance(value, UploadFile) else value.encode("utf-8", "surrogatepass")
+        if name == REQUEST and text:
+            raise RequestError(f"the multipart request has two parts '{REQUEST}': send one")
         if name == REQUEST:
             text = content
         elif isinstance(value, UploadFile) and value.filename:

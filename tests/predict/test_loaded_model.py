@@ -163,6 +163,14 @@ def test_a_question_can_follow_an_answer(model: LoadedModel, pictures: Path) -> 
     assert second.text != model.ask(pictures / "1.png", "And this?", max_new_tokens=4).text
 
 
+@pytest.mark.parametrize("image", [3, np.zeros((4, 4)), b"x", [None, 3.5]])
+def test_another_value_is_no_image(model: LoadedModel, image: Any) -> None:
+    with pytest.raises(
+        DataError, match="an image must be a file, a picture of Pillow, or an object with a 'path', not"
+    ):
+        model.ask(image, "What is this?")
+
+
 def test_images_are_files_pictures_or_parts_of_files(model: LoadedModel, pictures: Path) -> None:
     path = get_testdata_file("CT_small.dcm")
     wide, same, plain = model.ask([{"path": path, "window": "lung"}, None, path], ["What?"] * 3, max_new_tokens=1)

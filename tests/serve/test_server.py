@@ -236,6 +236,8 @@ def test_a_series_of_several_uploads_or_data_urls_is_one_volume(
     assert sent.json()["choices"][0]["message"]["content"] == expected.text
     refused = served.post(data={"request": json.dumps(request)}, files=[*uploads, uploads[0]])
     assert refused.status_code == 400 and "two files have the name '3'" in refused.text
+    twice = served.post(files=[("request", (None, json.dumps(request)))] * 2)
+    assert twice.status_code == 400 and "has two parts 'request': send one" in twice.text
     several = served.post(asking("What?", *parts, {"url": urls[0], "series": "ct", "slice": 1}))
     assert several.status_code == 400 and "options of a series stand in its first part" in several.text
 
