@@ -73,7 +73,7 @@ class Patients:
         return [dataset for number, dataset in self._datasets.values() if number not in self._with_patient]
 
     def check_forms(self) -> None:
-        """Raise `DataError` if two ids differ only in case or in leading zeros."""
+        """Raise `DataError` if two ids differ only in case, in leading zeros or in a separator."""
         _, forms, places = self.first_rows
         order = np.argsort(forms, kind="stable")
         is_repeated = forms[order[1:]] == forms[order[:-1]]
@@ -128,7 +128,7 @@ def _check_forms(first: Row, second: Row) -> None:
 
 def _two_forms(first: Row, second: Row) -> DataError:
     message = (
-        "the patients of %s and %s differ only in case or in leading zeros: write the id of a patient in one form in "
-        "all rows, or rename different patients"
+        "the patients of %s and %s differ only in case, in leading zeros or in a separator: write the id of a patient "
+        "in one form in all rows, or rename different patients"
     )
     return DataError(message % (first.location, second.location), reason=message % (first.position, second.position))

@@ -131,7 +131,7 @@ def test_if_no_row_can_be_used_the_advice_is_not_to_skip_rows(write):
 
 @pytest.mark.parametrize("ids", [("17", "017"), ("A1", "a1")])
 def test_two_forms_of_an_id_in_two_splits_are_refused(ids):
-    with pytest.raises(DataError, match="patients of t, line 1 and s, line 1 differ only in case or in leading zeros"):
+    with pytest.raises(DataError, match="patients of t, line 1 and s, line 1 differ only in case, in leading"):
         check_splits({"train": Rows("t", [ids[0]]), "test": Rows("s", [ids[1]])})
 
 
@@ -396,16 +396,18 @@ def test_implausible_measures_are_named_with_their_rows(caplog):
             {"EF": 60.0, "EDV": 0.1, "ESV": 0.04},
             {"EF": 60.0, "EDV": 100.0, "ESV": 80.0},
             {"EF": 60.0, "EDV": float("nan"), "ESV": 80.0},
+            {"EF": -5.0},
         ]
 
         def inspect(self, index: int) -> Sample:
             return Sample(turns=[], measures=self.values[index])
 
     with caplog.at_level(logging.WARNING):
-        check_splits({"train": Measured("t", [None] * 6)})
+        check_splits({"train": Measured("t", [None] * 7)})
     assert [record.getMessage() for record in caplog.records] == [
         "train: EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100 (t, line 1)",
         "train: ESV is not below EDV: the columns may be exchanged (t, line 3)",
         "train: a volume is below 1 mL or above 1,000 mL: its unit may be another one, such as L or mm3 (t, line 4)",
         "train: EF differs by more than 20 % from 100 (EDV - ESV) / EDV: check the columns and their rows (t, line 5)",
+        "train: EF is below 0 % (t, line 7)",
     ]

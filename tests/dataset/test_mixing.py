@@ -196,7 +196,7 @@ def test_the_rows_of_a_selection_come_from_their_source():
 
 @pytest.mark.parametrize("ids", [["17", "017"], ["A1", "a1"]])
 def test_patient_split_refuses_two_forms_of_an_id(ids):
-    with pytest.raises(DataError, match="a, line 1 and a, line 2 differ only in case or in leading zeros"):
+    with pytest.raises(DataError, match="a, line 1 and a, line 2 differ only in case, in leading"):
         PatientSplit(Rows("a", ids))
 
 

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 FRACTION = "EF is at most 1 %: if it is a fraction, such as 0.656, multiply it by 100"
 ABOVE = "EF is above 100 %"
+NEGATIVE = "EF is below 0 %"
 REVERSED = "ESV is not below EDV: the columns may be exchanged"
 OTHER_UNIT = "a volume is below 1 mL or above 1,000 mL: its unit may be another one, such as L or mm3"
 CONTRADICTION = "EF differs by more than 20 % from 100 (EDV - ESV) / EDV: check the columns and their rows"
@@ -30,6 +31,7 @@ def implausible(measures: Mapping[str, float]) -> list[str]:
     checks = {
         FRACTION: 0 < ef <= 1,
         ABOVE: ef > 100,
+        NEGATIVE: ef < 0,
         REVERSED: esv >= edv,
         OTHER_UNIT: any(volume < MIN_VOLUME or volume > MAX_VOLUME for volume in (edv, esv)),
         CONTRADICTION: 1 < ef <= 100 and 0 < esv < edv and abs(ef - 100 * (edv - esv) / edv) > MAX_DIFFERENCE,

@@ -45,7 +45,8 @@ class CsvRows:
         columns: Names of the columns of a file without a header.
 
     Raises:
-        DataError: The quotation marks of a line are not closed, or a column has the name of another one.
+        DataError: The quotation marks of a line are not closed, other ones such as `'` enclose all values, or a column
+            has the name of another one.
     """
 
     def __init__(self, path: Path, delimiter: str = ",", columns: Sequence[str] | None = None) -> None:

@@ -26,11 +26,18 @@ _INTEGER = re.compile(r"(-?\d+)\.0+")
 """Integer as pandas writes it in a column with missing values."""
 _LAST_NUMBER = re.compile(r"(|.*\D)0*(\d+)", re.DOTALL)
 """Text that ends in a number, with the zeros before it."""
+_SEPARATOR = re.compile(r"(?<=[^\W\d_])[\s_.-]+(?=\d)")
+"""Characters between a letter and a number, such as that of `P-7`. Those between two numbers divide them."""
 _ROUNDED = re.compile(r"-?\d(\.\d+)?[eE]\+\d+")
 """Large integer as Excel shows it: `1.23457E+11`, and in a narrow column `1E+11`."""
 _EXACT = 2**53
 """Integers from which a float has lost digits."""
-_NO_PATIENT = frozenset({"none", "na", "unknown", "-", "--", "?"})
+_NO_PATIENT = frozenset(
+    (
+        *("none", "na", "unknown", "missing", "not available", "not applicable", "unspecified", "-", "--", "?"),
+        *("anonymous", "anonymized", "anonymised"),
+    )
+)
 """Texts in place of the id of a patient, in lower case. As an answer they are a text."""
 _PATIENT_COLUMNS = re.compile(
     r"(anon|anonymized|deid|hashed)?"
@@ -171,11 +178,13 @@ def _kind(value: Any) -> str:
 
 
 def loose_form(patient: str) -> str:
-    """Return the id of a patient without case, widths of letters and zeros before its last number (`P007` and `P7`).
+    """Return the id of a patient without case, widths of letters, zeros before its last number, and separators between
+    a letter and a number (`P007`, `P7` and `p-7`).
 
     Two ids have the same form if they may be spellings of one. Ids of equal length differ in more than zeros.
     """
     form = (patient if patient.isascii() else unicodedata.normalize("NFKC", patient)).casefold()
+    form = _SEPARATOR.sub("", form)
     number = _LAST_NUMBER.fullmatch(form)
     return f"{number[1]}{number[2]}" if number else form
 

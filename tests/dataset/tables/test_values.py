@@ -131,7 +131,9 @@ def test_texts_are_patients_without_surrounding_white_space(value, patient):
     assert patient_of(value, "patient") == patient
 
 
-@pytest.mark.parametrize("value", ["None", "null", "N/A", "unknown", " - ", "?"])
+@pytest.mark.parametrize(
+    "value", ["None", "null", "N/A", "NA", "unknown", " - ", "?", "Anonymized", "missing", "Not  available"]
+)
 def test_texts_in_place_of_an_id_are_no_patient(value):
     assert patient_of(value, "patient") is None
 
@@ -155,6 +157,8 @@ def test_wide_digits_and_letters_are_another_form_of_an_id():
 
 
 def test_zeros_before_the_last_number_are_another_form_of_an_id():
+    assert loose_form("P-007") == loose_form("p 7") == loose_form("P_7") == loose_form("P7") != loose_form("P-70")
+    assert loose_form("1-12") != loose_form("11-2") and loose_form("A1-12") != loose_form("A11-2")
     assert loose_form("P007") == loose_form("p7") == loose_form("P0007") != loose_form("P70")
     assert loose_form("site-01/007") == loose_form("site-01/7") != loose_form("site-1/7")
     assert loose_form("000") == loose_form("0") != loose_form("00a")
