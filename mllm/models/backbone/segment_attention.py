@@ -198,7 +198,7 @@ def segment_attention(
         keys, values = segment.with_prefix(key), segment.with_prefix(value)
         own = query[:, :, segment.start : segment.end]
         if segment.is_long and sliding_window is not None and sliding_window < keys.shape[2]:
-            parts += _in_windows(attend, segment, own, keys, values, sliding_window)
+            parts += _in_windows(attend, attention_mask, segment, own, keys, values, sliding_window)
         elif segment.is_long:
             parts += _without_mask(attend, segment, own, keys, values)
         else:
@@ -208,11 +208,12 @@ def segment_attention(
 
 
 def _in_windows(
-    attend: Any, segment: Segment, own: Tensor, keys: Tensor, values: Tensor, window: int
+    attend: Any, segments: Segments, segment: Segment, own: Tensor, keys: Tensor, values: Tensor, window: int
 ) -> Iterator[Tensor]:
     """Yield the attention of the tokens of a segment, `ROWS` at a time, to those in their windows and blocks.
 
-    The masks of all parts together have `window + ROWS` entries for a token, and not one for each earlier token.
+    The masks of all parts together have `window + ROWS` entries for a token, and not one for each earlier token. Those
+    of parts without blocks are equal, except that of the first part and the last one, and are made once.
     """
     before, count = segment.before, own.shape[2]
     for first in range(0, count, ROWS):
@@ -220,7 +221,9 @@ def _in_windows(
         touched = [block for block in segment.blocks if block[0] < last and block[1] > first]
         low = min([before + first - window + 1, *(before + start for start, _ in touched)])
         low, high = max(0, low), before + max([last, *(end for _, end in touched)])
-        mask = segment.mask_of_rows(first, last, low, high, window, own.device)
+        make = partial(segment.mask_of_rows, first, last, low, high, window, own.device)
+        place = (before + first - low, last - first, high - low, window, own.device)
+        mask = make() if touched else segments.computed_once(place, make)
         yield attend(own[:, :, first:last], keys[:, :, low:high], values[:, :, low:high], mask)
 
 

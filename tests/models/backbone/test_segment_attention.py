@@ -114,6 +114,23 @@ def test_no_tensor_of_a_long_segment_is_quadratic_in_its_length(window):
     assert largest[1] <= 2 * largest[0] and largest[1] <= 8192 * 250, largest
 
 
+def test_layers_share_the_masks_of_windows(monkeypatch):
+    """Of eight windows the first one and one with a block have masks of their own, and a second layer makes only the
+    mask of the block again."""
+    made = []
+    mask_of_rows = Segment.mask_of_rows
+    monkeypatch.setattr(Segment, "mask_of_rows", lambda *inputs: made.append(inputs) or mask_of_rows(*inputs))
+    segments = Segments([Segment(0, 8192, blocks=((4200, 4300),))])
+    query = torch.zeros(1, 1, 8192, 8)
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = 1, True
+    counts = []
+    for _ in range(2):
+        ALL_ATTENTION_FUNCTIONS[NAME](module, query, query, query, segments, sliding_window=512)
+        counts.append(len(made))
+    assert counts == [3, 4]
+
+
 def test_a_plain_segment_needs_no_mask():
     assert Segment(3, 9).mask(None, torch.device("cpu")) is None
     assert Segment(3, 9).mask(6, torch.device("cpu")) is None
