@@ -6,10 +6,11 @@ that code which depends on their values, such as the choice of supervised positi
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from mllm.planning.memo import Memo, tensors_in
+from mllm.planning.memo import EXCLUDED, Memo, tensors_in
 
 aten: Any = torch.ops.aten
 DEVICE = torch.ops.prim.device.default
@@ -35,6 +36,10 @@ DERIVED = 2**22
 """Largest number of floating-point numbers that are computed if they depend on real tensors only.
 
 Some models choose the tokens of an image by such numbers.
+"""
+LARGE = 2**24
+"""Largest number of ids, positions or elements of a mask that are computed. Attention masks of long rows, from which no
+model reads a value, would take gigabytes.
 """
 OUTSIDE = "other"
 """Component of storages that are created in no scope."""
@@ -111,6 +116,9 @@ class FakeExecution(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return self._run_fake(func, types, args, kwargs)
+        if _broadcast(tensors) > LARGE and not any(tag in func.tags for tag in EXCLUDED):
+            args, options = tree_map_only(Tensor, self._as_fake, (args, kwargs))
+            return self._run_fake(func, types, args, options)
         outputs = self._run_real(func, args, kwargs) if tensors else self._create(func, types, args, kwargs)
         return self._counted(outputs, self._flops(func, args, kwargs, outputs))
 
@@ -143,18 +151,21 @@ class FakeExecution(TorchDispatchMode):
     def _create(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation without tensors, such as `torch.empty`."""
         dtype = kwargs.get("dtype")
-        if dtype in REAL_DTYPES or (dtype is None and func._overloadpacket is aten.arange):
+        if dtype is None and func._overloadpacket is aten.arange:
             return self._run_real(func, args, kwargs)
         created: Any = self.fake.dispatch(func, types, args, kwargs)
-        if isinstance(created, Tensor) and created.dtype in REAL_DTYPES:
+        if isinstance(created, Tensor) and created.dtype in REAL_DTYPES and created.numel() <= LARGE:
             return func(*args, **kwargs)
         return created
+
+    def _as_fake(self, tensor: Tensor) -> Tensor:
+        return self.fake.from_tensor(tensor, static_shapes=True)
 
     def fake_of(self, tensor: Tensor, limit: int = SMALL) -> Tensor:
         """Return a fake tensor in the place of one with more floating-point numbers than `limit`, or the tensor."""
         if isinstance(tensor, FakeTensor) or tensor.dtype in REAL_DTYPES or tensor.numel() <= limit:
             return tensor
-        return self.fake.from_tensor(tensor, static_shapes=True)
+        return self._as_fake(tensor)
 
     def _flops(self, func: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> int:
         """Return the number of floating-point operations of a call."""
@@ -239,6 +250,17 @@ def _apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
             if buffer is not None:
                 part._buffers[name] = fn(buffer)
     return module
+
+
+def _broadcast(tensors: Sequence[Tensor]) -> int:
+    """Return the number of elements of tensors that are broadcast, or of the largest one if they cannot be."""
+    largest = max((tensor.numel() for tensor in tensors), default=0)
+    if largest * largest <= LARGE:  # fast: almost all calls
+        return largest
+    try:
+        return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except RuntimeError:
+        return largest
 
 
 def _is_meta(kwargs: Mapping[str, Any]) -> bool:

@@ -52,6 +52,18 @@ def test_all_elements_of_a_fake_mask_are_true():
         assert is_image.view(1, 3).sum(dim=1).tolist() == [3]
 
 
+def test_large_masks_take_no_memory_and_are_counted():
+    """The mask of a row of 128K tokens has 17 * 10^9 elements."""
+    tokens = 2**17
+    with FakeExecution() as mode:
+        position = torch.arange(tokens)
+        mask = position[:, None] >= position[None, :]
+        mask = mask & torch.ones(tokens, tokens, dtype=torch.bool)
+        assert isinstance(mask, FakeTensor) and mask.dtype is torch.bool
+        assert mode.total == 8 * tokens + tokens**2, "a byte for each element"
+        assert bool(mask.any()) and position[position > 5].numel() == tokens - 6
+
+
 def test_backward_frees_what_the_forward_pass_saved():
     with FakeExecution() as mode:
         layers = nn.Sequential(*(nn.Linear(100, 100, bias=False) for _ in range(4)))
