@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,16 +11,44 @@ from pathlib import Path
 from typing import Any
 
 from mllm.config.hardware import Hardware, detect
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, UserError
 from mllm.planning.cards import UTILIZATION, Card, card_of_memory, find_card, smallest_card, usable_memory
-from mllm.planning.plan import Plan, plan
+from mllm.planning.plan import Plan, check_changes, plan
 from mllm.planning.processes import peak_of
 from mllm.planning.render import Answer, Rate, changes_text
 from mllm.planning.search import fitting, largest_micro_batch
 from mllm.run_files import FACTS
 
+logger = logging.getLogger(__name__)
 ANY = Hardware("cuda", "any GPU", (12, 0), 0, 1, 0, 8)
 """Hardware without a limit."""
+
+
+class ConfigPlanner:
+    """Plans of a config with changes, each computed once. Each is logged, because a search takes up to a minute."""
+
+    def __init__(self, path: str, overrides: Sequence[str], hardware: Hardware, tiny: bool) -> None:
+        self.plans: dict[str, Plan] = {}
+        """Plans by their changes as JSON."""
+        self._arguments = path, overrides, hardware
+        self._tiny = tiny
+
+    def __call__(self, changes: Mapping[str, Any]) -> Plan:
+        """Return the plan of the config with some changes. Raises `UserError` if they are refused."""
+        key = json.dumps(changes, sort_keys=True)
+        if key not in self.plans:
+            text = changes_text(changes).removeprefix("--cfg-options ") if changes else "the config"
+            logger.info("plan %d: %s", len(self.plans) + 1, text)
+            self.plans[key] = plan(*self._arguments, changes, tiny=self._tiny)
+        return self.plans[key]
+
+    def allows(self, changes: Mapping[str, Any]) -> bool:
+        """Return False if the rules refuse the changes."""
+        try:
+            check_changes(*self._arguments, changes, tiny=self._tiny)
+        except UserError:
+            return False
+        return True
 
 
 def answer(
@@ -50,14 +79,7 @@ def answer(
     """
     card, limit, hardware = _target(gpu, memory, gpus)
     rate = None if measured is None else measured_rate(Path(measured))
-    plans: dict[str, Plan] = {}
-
-    def planner(changes: Mapping[str, Any]) -> Plan:
-        key = json.dumps(changes, sort_keys=True)
-        if key not in plans:
-            plans[key] = plan(path, overrides, hardware, changes, tiny=tiny)
-        return plans[key]
-
+    planner = ConfigPlanner(path, overrides, hardware, tiny)
     first = planner({})
     need = peak_of(first, gpus)
     capability = (8, 0) if first.config.training_args["bf16"] else (7, 0)
@@ -69,7 +91,7 @@ def answer(
         else:
             fit = fitting(first, planner, limit, gpus)
             if fit is None:
-                changes, least = min(plans.items(), key=lambda item: peak_of(item[1], gpus))
+                changes, least = min(planner.plans.items(), key=lambda item: peak_of(item[1], gpus))
                 tried = f" with {changes_text(json.loads(changes))}" if changes != "{}" else ""
                 refusal = _refusal(first, least, tried, card, limit, gpus, capability)
     if rate is None and card is not None and card.half:

@@ -16,7 +16,7 @@ import torch
 from mllm.config.hardware import Hardware
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
-from mllm.config.rules.sharding import stage_of
+from mllm.config.rules.sharding import fsdp_options, stage_of, zero_options
 from mllm.config.schema import RunConfig
 from mllm.engine.builder import build_learner, prepare_trainer
 from mllm.engine.feature_cache import CachedTeacher
@@ -38,6 +38,7 @@ from mllm.planning.batch import (
 )
 from mllm.planning.checkpoint import without_weights
 from mllm.planning.fake import FakeExecution
+from mllm.planning.gathered import gathered_bytes
 from mllm.planning.step import Update, count_weights, run_update
 from mllm.protocols import Bundle
 from mllm.run.data import build_collator
@@ -72,6 +73,8 @@ class Plan:
     """True if the run computes the features of its images before its first update."""
     shards: str
     """Engine that divides states over processes: '', 'zero1', 'zero2', 'zero3' or 'fsdp'."""
+    gathered: int = 0
+    """Most bytes of weights that FSDP or ZeRO-3 gathers at a time, in addition to the shard of a process."""
 
     @property
     def peak(self) -> int:
@@ -104,31 +107,52 @@ def plan(
     Raises:
         ConfigError: The config is invalid, cannot run on the hardware, or its checkpoint is unknown.
     """
-    config = read_config(path, overrides)
-    if tiny:
-        config = with_tiny_parts(config)
-    else:
-        write_named_tiny(config)
+    config = _read(path, overrides, tiny)
     with tempfile.TemporaryDirectory() as temporary, _quiet():
         return plan_config(config, hardware, Path(temporary), changes or {})
 
 
-def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Mapping[str, Any]) -> Plan:
-    """Return the plan of a config. Files of checkpoints without weights are written to `folder`."""
-    shards = sharding(config)
+def check_changes(
+    path: str, overrides: Sequence[str], hardware: Hardware, changes: Mapping[str, Any], *, tiny: bool = False
+) -> None:
+    """Apply the rules to a config with changes, without a plan; see `plan`. Raises `UserError` if they refuse it."""
+    config = _read(path, overrides, tiny)
+    with tempfile.TemporaryDirectory() as temporary, _quiet():
+        _ruled(config, hardware, Path(temporary), changes)
+
+
+def _read(path: str, overrides: Sequence[str], tiny: bool) -> RunConfig:
+    config = read_config(path, overrides)
+    if tiny:
+        return with_tiny_parts(config)
+    write_named_tiny(config)
+    return config
+
+
+def _ruled(
+    config: RunConfig, hardware: Hardware, folder: Path, changes: Mapping[str, Any]
+) -> tuple[RunConfig, Hardware]:
+    """Return a config with changes, and the hardware, after the rules."""
     alone = dict.fromkeys(("training_args.deepspeed", "training_args.fsdp", "training_args.fsdp_config"))
     config = config.replaced(**changes, **alone)
     config = config.replaced(model_args=without_weights(config.model_args, folder / "student"))
     if config.distill_args is not None:
         teacher = without_weights(config.distill_args.teacher, folder / "teacher")
         config = config.replaced(**{"distill_args.teacher": teacher})
-    config, hardware = apply_rules(config, hardware)
+    return apply_rules(config, hardware)
+
+
+def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Mapping[str, Any]) -> Plan:
+    """Return the plan of a config. Files of checkpoints without weights are written to `folder`."""
+    shards, options = sharding(config), sharding_options(config)
+    config, hardware = _ruled(config, hardware, folder, changes)
     if config.data_args.tokens_per_micro_batch == "auto":
         config = config.replaced(**{"data_args.tokens_per_micro_batch": None})
     try:
         with planned_for(hardware.device), FakeExecution() as mode:
             prepared = prepare(config, replace(hardware, device=PLANNED), folder / "run", mode)
             count_weights(prepared.trainer.learner, mode)
+            gathered = gathered_bytes(prepared.trainer.learner, shards, options)
             update = run_update(prepared.trainer, prepared.piece, prepared.pieces, mode)
     except (RuntimeError, NotImplementedError) as error:
         # The code of some models reads numbers that a plan does not have.
@@ -150,6 +174,7 @@ def plan_config(config: RunConfig, hardware: Hardware, folder: Path, changes: Ma
         per_sample_gradients=piece.samples * update.trained * FLOATS if private else 0,
         stores_features=prepared.stores_features,
         shards=shards,
+        gathered=gathered,
     )
 
 
@@ -280,3 +305,10 @@ def sharding(config: RunConfig) -> str:
         return ""
     stage = stage_of(value)
     return f"zero{stage}" if stage != "0" else ""
+
+
+def sharding_options(config: RunConfig) -> Mapping[str, Any]:
+    """Return the settings of FSDP, or those of ZeRO; empty without such an engine."""
+    if config.training_args["fsdp"]:
+        return fsdp_options(config)
+    return zero_options(config.training_args["deepspeed"])

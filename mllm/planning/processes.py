@@ -33,12 +33,12 @@ def peak_of(plan: Plan, processes: int) -> int:
 def update_peak_of(plan: Plan, processes: int) -> int:
     """Return the peak memory of one of several processes in an update, in bytes.
 
-    Engines that shard states divide them by the number of processes; the layers that FSDP and ZeRO-3 gather for a
-    forward pass are not included. DDP has a second copy of the gradients, in its buckets.
+    Engines that shard states divide them by the number of processes; FSDP and ZeRO-3 gather weights in addition, as
+    `Plan.gathered` says. DDP has a second copy of the gradients, in its buckets.
     """
     if processes == 1:
         return plan.peak
     kinds = by_kind(plan.update.components)
     saved = sum(kinds[kind] for kind in DIVIDED[plan.shards]) * (processes - 1) // processes
     buckets = plan.update.trained * FLOATS if not plan.shards else 0
-    return plan.peak - saved + buckets
+    return plan.peak - saved + buckets + plan.gathered

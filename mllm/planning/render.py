@@ -170,8 +170,8 @@ def _notes(answer: Answer) -> list[str]:
     if answer.gpus > 1 and plan.shards in ("zero3", "fsdp"):
         update = update_peak_of(plan, answer.gpus) / GB
         notes.append(
-            "the peak is that before the first update and after the last one, when each GPU has all weights; an update "
-            f"takes {update:.2f} GB, and the layers that are gathered while they compute, about twice the largest"
+            "each GPU has all weights before the first update and after the last one; an update takes "
+            f"{update:.2f} GB, of which {plan.gathered / GB:.2f} GB are weights that are gathered while they compute"
         )
     return [f"note: {note}" for note in notes]
 

@@ -127,12 +127,40 @@ def test_operations_of_a_step(tmp_path, tiny_medgemma):
     assert estimate * 0.95 < own.flops_per_sample < (estimate + vocabulary) * 1.02
 
 
-def test_the_runtime_of_fsdp_is_planned(lora, tmp_path, tiny_medgemma):
+@pytest.fixture(scope="module")
+def whole(lora) -> int:
+    """Bytes of all parameters, which do not include the factor of the embedding, a buffer in bf16."""
+    components = lora.update.components
+    return components["weights in bfloat16"] - 2 + components["embedding in bfloat16"] + components[TRAINED]
+
+
+def test_the_runtime_of_fsdp_is_planned(lora, whole, tmp_path, tiny_medgemma):
+    """Of the three layers, two are gathered at a time, together with all that is outside of layers."""
     path = write(
         tmp_path, tiny_medgemma, training_args="bf16=True, fsdp=True, fsdp_config=dict(reshard_after_forward=True)"
     )
     own = plan(path, [], CARD)
     assert own.shards == "fsdp" and own.update.components == lora.update.components
+    norms = 4 * 128 + 2 * 32
+    layer = 2 * (sum(width * out for width, out in LINEAR.values()) + norms) + 4 * LORA // 3
+    assert own.gathered == whole - layer
+    assert lora.gathered == 0
+
+
+def test_the_parameters_that_zero_3_keeps_are_planned(lora, whole, tmp_path, tiny_medgemma):
+    """By default it gathers all of a model with less than 10^9 parameters."""
+    zero = "bf16=True, deepspeed=dict(zero_optimization=dict(stage=3{more}))"
+    limits = ", stage3_max_live_parameters=10000, stage3_max_reuse_distance=5000"
+    gathered = []
+    for more in ("", limits):
+        path = write(tmp_path, tiny_medgemma, training_args=zero.format(more=more))
+        own = plan(path, [], CARD)
+        assert own.shards == "zero3"
+        gathered.append(own.gathered)
+    # All frozen numbers have 2 bytes and all trained ones 4.
+    numbers = (whole - 4 * LORA) // 2 + LORA
+    assert gathered[0] == whole
+    assert gathered[1] == round(10000 * whole / numbers) + lora.update.components["embedding in bfloat16"]
 
 
 def test_processes_share_what_their_engine_divides():
@@ -155,6 +183,9 @@ def test_processes_share_what_their_engine_divides():
         assert update_peak_of(sharded, 4) == 2800 - 600 - 300 - 300 - 900
         assert peak_of(sharded, 4) == 2800 - 800 - 400, "all weights and the activations, before the first update"
         assert peak_of(sharded, 1) == 2800
+        gathering = replace(sharded, gathered=1200)
+        assert update_peak_of(gathering, 4) == 700 + 1200 == peak_of(gathering, 4), "more than before the first update"
+        assert peak_of(gathering, 1) == 2800
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -11,9 +11,10 @@ import pytest
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
 from mllm.errors import ConfigError
+from mllm.planning import search
 from mllm.planning.cards import CARDS
 from mllm.planning.plan import Plan
-from mllm.planning.search import fitting, largest_micro_batch, sizes
+from mllm.planning.search import fitting, largest_micro_batch, sizes, steps
 from mllm.planning.step import Update
 
 STEPS = "gradient_accumulation_steps"
@@ -32,6 +33,10 @@ def planner(tmp_path):
     config = apply_rules(read_config(str(tmp_path / "run.py")), CARDS[-1].hardware())[0]
     asked = []
 
+    def allows(changes) -> bool:
+        model = config.replaced(**changes).model_args
+        return not (model.load_in_8bit and model.load_in_4bit)
+
     def plan(changes) -> Plan:
         asked.append(dict(changes))
         own = config.replaced(**changes)
@@ -41,10 +46,15 @@ def planner(tmp_path):
         weights = 2e9 if model.load_in_4bit else 4e9 if model.load_in_8bit else 8e9
         sample = (0.5e9 if training["gradient_checkpointing"] else 1e9) * model.max_length / 1024
         count = training["per_device_train_batch_size"]
-        peak = int(weights + count * sample + (0.1e9 if "8bit" in training["optim"] else 0.4e9))
-        return Plan(own, Update(peak, {}, 0, 0), count, count * model.max_length, 1, 1, None, 0, False, "")
+        components = {
+            "weights in bfloat16": int(weights),
+            "optimizer states": int(0.1e9 if "8bit" in training["optim"] else 0.4e9),
+            "activations: language": int(count * sample),
+        }
+        update = Update(sum(components.values()), components, 0, 0)
+        return Plan(own, update, count, count * model.max_length, 1, 1, None, 0, False, "")
 
-    plan.asked = asked
+    plan.asked, plan.allows = asked, allows
     return plan
 
 
@@ -93,10 +103,72 @@ def test_needless_changes_are_left_out(planner):
 
 
 def test_nothing_fits(planner):
+    """The bounds exclude all changes alone, and the last plan has all of them."""
     assert fitting(planner({}), planner, int(1e9), 1) is None
     assert {"training_args.gradient_checkpointing", "model_args.load_in_4bit", "model_args.lora_r"} <= {
-        key for changes in planner.asked for key in changes
+        *planner.asked[-1]
     }
+    assert len(planner.asked) == 2
+
+
+def test_a_change_that_its_bound_excludes_is_not_planned(planner):
+    fit = fitting(planner({}), planner, int(3.5e9), 1)
+    planned = [asked for asked in planner.asked if "model_args.load_in_4bit" not in asked]
+    # Without 8 or 4 bits the weights alone take 8 GB. A bound does not know that those in 8 bits take half of it.
+    assert planned == [{}] and fit.plan.peak <= 3.5e9
+
+
+def test_the_bound_finds_the_same_fit_as_plans_of_all_changes(planner, monkeypatch):
+    limits = [int(share * 1e8) for share in range(8, 170, 3)]
+    found = [fitting(planner({}), planner, limit, 1) for limit in limits]
+    bounded = len(planner.asked)
+    planner.asked.clear()
+    monkeypatch.setattr(search, "least_peak", lambda *arguments: 0)
+    expected = [fitting(planner({}), planner, limit, 1) for limit in limits]
+    assert [fit and fit.changes for fit in found] == [fit and fit.changes for fit in expected]
+    assert bounded < 0.7 * len(planner.asked)
+
+
+def test_a_refused_change_before_which_others_were_not_planned_is_left_out(planner):
+    """8 bits are excluded by their bound, and a plan shows that the model refuses 4 bits."""
+
+    def plan(changes) -> Plan:
+        if changes.get("model_args.load_in_4bit"):
+            raise ConfigError("not this model")
+        return planner(changes)
+
+    plan.allows = planner.allows
+    fit = fitting(planner({}), plan, int(4.5e9), 1)
+    assert fit.changes["model_args.load_in_8bit"] is True and "model_args.load_in_4bit" not in fit.changes
+    assert fit.plan.peak <= 4.5e9
+
+
+def test_a_shorter_sample_has_a_smaller_micro_batch(planner):
+    """Otherwise a micro-batch would have more of the shorter samples, and as many tokens."""
+    plan = planner({"data_args.tokens_per_micro_batch": 1500})
+    plan = replace(plan, samples=1, tokens=1500)
+    lengths = [change for change in steps(plan) if "model_args.max_length" in change]
+    assert lengths[0] == {"model_args.max_length": 512, "data_args.tokens_per_micro_batch": 750}
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(45e9, False), (75e9, True)])
+def test_two_long_samples_are_planned_only_if_they_can_fit(planner, limit, fits):
+    """A sample of 32K tokens takes 32 GB, and one of 2K tokens 2 GB."""
+    changes = {
+        "model_args.max_length": 32768,
+        "training_args.per_device_train_batch_size": 1,
+        f"training_args.{STEPS}": 2,
+    }
+
+    def plan(more) -> Plan:
+        return planner({**changes, **more})
+
+    plan.allows = planner.allows
+    first = plan({})
+    planner.asked.clear()
+    fit = largest_micro_batch(first, plan, int(limit), {}, 1)
+    assert fit.plan.samples == 1 + fits
+    assert any(asked["training_args.per_device_train_batch_size"] == 2 for asked in planner.asked) is fits
 
 
 def test_tokens_per_micro_batch_replace_the_batch_size(planner):

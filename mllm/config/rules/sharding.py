@@ -200,10 +200,16 @@ def stage_of(value: str | Mapping[str, Any]) -> str:
     return _stage(_read_options(value, "training_args.deepspeed") if isinstance(value, str) else value)
 
 
+def zero_options(value: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the section `zero_optimization` of the value of `training_args.deepspeed`; see `stage_of`."""
+    options = _read_options(value, "training_args.deepspeed") if isinstance(value, str) else value or {}
+    zero = options.get("zero_optimization")
+    return zero if isinstance(zero, Mapping) else {}
+
+
 def _stage(options: Mapping[str, Any]) -> str:
     """Return the stage of ZeRO as text: DeepSpeed accepts 3, 3.0 and "3"."""
-    zero = options.get("zero_optimization")
-    return str(zero.get("stage", 0)).strip().removesuffix(".0") if isinstance(zero, Mapping) else "0"
+    return str(zero_options(options).get("stage", 0)).strip().removesuffix(".0")
 
 
 def _is_on(name: str) -> bool:
