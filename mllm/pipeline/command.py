@@ -58,6 +58,11 @@ class _Formatter(logging.Formatter):
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 
+def _is_of_a_gpu(record: logging.LogRecord) -> bool:
+    """Return False for DeepSpeed's warning at its import on a machine without a GPU."""
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 def setup_logging() -> None:
     """Log messages of mllm from INFO on and of other packages from WARNING on to standard error."""
     logger = logging.getLogger("mllm")
@@ -72,6 +77,8 @@ def setup_logging() -> None:
         logging.getLogger("mllm.dataset.readers").setLevel(logging.WARNING)
     for name in ("bitsandbytes", "mmengine", "torchao", "kernels"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DeepSpeed, which accelerate imports, sets the level of its logger itself and writes to the standard output.
+    logging.getLogger("DeepSpeed").addFilter(_is_of_a_gpu)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for module in ("mmengine", "bitsandbytes", "kernels", "pkg_resources", "torch.utils.tensorboard"):

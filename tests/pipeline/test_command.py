@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -175,3 +178,12 @@ def test_values_of_options_are_no_keys(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit):
             parser.parse_args([*before, "data_args.packing=True"])
         assert "write --cfg-options data_args.packing=VALUE" in capsys.readouterr().err
+
+
+def test_the_import_of_deepspeed_writes_nothing_to_the_standard_output():
+    """The output of `mllm plan` and others begins with their own lines."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    code = "from mllm.pipeline.command import setup_logging\nsetup_logging()\nimport deepspeed"
+    environment = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
