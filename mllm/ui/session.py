@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mllm.dataset.readers.archive import BEGINNING, begins_with, unpack
 from mllm.dataset.readers.dicom_frames import has_dicom_content, is_image_name
-from mllm.errors import UserError
+from mllm.errors import DataError, UserError
 from mllm.ui.conversation import Conversation, Shown
 from mllm.ui.study import Study, View, open_study, without_folders
 
@@ -103,6 +103,8 @@ def _taken(files: Sequence[str], folder: Path, limit: int, only_dicom: bool) -> 
     images = [path for path in moved if has_dicom_content(path)]
     for path in set(moved).difference(images):
         path.unlink()
+    if not images:
+        raise DataError("the folder has no DICOM files: drop a picture or a video as a file")
     return images
 
 

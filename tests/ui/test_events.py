@@ -135,6 +135,15 @@ def test_no_dropped_file_stays_where_it_was_uploaded(tmp_path, monkeypatch):
     assert not any(path.is_file() for folder in ("upload0", "session") for path in (tmp_path / folder).rglob("*"))
 
 
+def test_a_folder_without_dicom_files_is_named(tmp_path):
+    session = Session(tmp_path / "session")
+    with pytest.raises(DataError, match="the folder has no DICOM files: drop a picture or a video as a file"):
+        session.open(dropped(tmp_path, "a.png", "b.png"), 10**6, only_dicom=True)
+    assert not any(
+        path.is_file() for folder in ("upload0", "upload1", "session") for path in (tmp_path / folder).rglob("*")
+    )
+
+
 def test_an_archive_can_have_the_name_of_its_file(tmp_path):
     (file,) = write_series(tmp_path / "study", count=1)
     with zipfile.ZipFile(tmp_path / "scan", "w") as archive:
