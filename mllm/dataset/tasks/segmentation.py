@@ -18,6 +18,7 @@ from mllm.dataset.folder_files import NamedFiles, OtherFiles, files_below
 from mllm.dataset.image_files import check_image_folder, size_of_png
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
+from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
 from mllm.dataset.tables.listed import ERROR, FileRecords
 from mllm.dataset.tables.packed import PackedRows
@@ -269,20 +270,27 @@ def read_labels(path: Path, has_background: bool = False) -> np.ndarray:
         has_background: All labels but 0 are one structure.
 
     Raises:
-        DataError: The file cannot be read, has several pages or colors that are not labels, or its background is
-            another number of a palette than 0.
+        DataError: The file cannot be read, has several pages, colors or transparency that are no labels, or its
+            background is another number of a palette than 0.
     """
     with _opened(path) as image:
         _check_pages(image, path)
-        if image.mode not in _COLOR_MODES:
-            labels = np.asarray(image)
-            if has_background:
-                _check_background(image, labels, path)
-            return labels
-        channels = np.asarray(image.convert("RGB"))
-        if (channels != channels[..., :1]).any():
-            raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
-        return channels[..., 0]
+        labels = _one_channel(image, path) if image.mode in _COLOR_MODES else np.asarray(image)
+        if has_background:
+            _check_background(image, labels, path)
+        return labels
+
+
+def _one_channel(image: Image.Image, path: Path) -> np.ndarray:
+    """Return the channel of a mask with several equal ones, [H, W]; raise `DataError` if they differ."""
+    if "A" in image.getbands():
+        low, high = image.getchannel("A").getextrema()
+        if low != high:
+            raise DataError(f"mask {path} has transparency: write the labels of its pixels into one channel")
+    channels = np.asarray(image.convert("RGB"))
+    if (channels != channels[..., :1]).any():
+        raise DataError(f"mask {path} has colors: a mask needs one channel with the labels of its pixels")
+    return channels[..., 0]
 
 
 def _check_pages(image: Image.Image, path: Path) -> None:
@@ -296,8 +304,17 @@ def _check_pages(image: Image.Image, path: Path) -> None:
 
 
 def _check_background(image: Image.Image, labels: np.ndarray, path: Path) -> None:
-    """Raise `DataError` for a mask with a palette whose black pixels, its background, have another number than 0."""
+    """Check a mask all of whose labels but 0 are one structure, and warn of one that was compressed or resized.
+
+    Raises:
+        DataError: It has a palette whose black pixels, its background, have another number than 0.
+    """
     colors = image.getpalette("RGB") if image.mode == "P" else None
+    if colors is None and labels.dtype == np.uint8:
+        counts = np.bincount(labels.reshape(-1), minlength=256)
+        if counts[255] and counts[1:255].any():
+            fault = "is a mask of 0 and 255 with other values, as after compression or resizing: all above 0 are used"
+            warn_once(path, "values of a mask", fault)
     if colors is None or not any(colors[:3]):
         return
     black = [number for number in np.unique(labels).tolist() if not any(colors[3 * number : 3 * number + 3])]

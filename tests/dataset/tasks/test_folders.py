@@ -133,3 +133,28 @@ def test_a_mask_of_several_pages_is_refused(tmp_path):
     options = dict(type="SegmentationDataset", data_path=str(tmp_path / "image"), mask_folder=str(tmp_path / "mask"))
     with pytest.raises(DataError, match="mask .*a.tif has several pages: write one file for each image"):
         build_dataset(dict(options, labels="lesion")).sample(0)
+
+
+def test_a_mask_with_transparency_is_refused_and_one_with_values_between_is_reported(tmp_path, caplog):
+    write(tmp_path / "image", "a.png", size=(8, 8))
+    (tmp_path / "mask").mkdir()
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4, 2:5] = 255
+    options = dict(type="SegmentationDataset", data_path=str(tmp_path / "image"), mask_folder=str(tmp_path / "mask"))
+
+    def pixels(picture):
+        picture.save(tmp_path / "mask" / "a.png")
+        return build_dataset(dict(options, labels="lesion")).sample(0).marks[0].mask.sum()
+
+    white, gray = np.full_like(mask, 255), Image.fromarray(mask)
+    for mode in ("RGBA", "LA"):
+        plain = Image.fromarray(white).convert(mode)
+        plain.putalpha(gray)
+        with pytest.raises(DataError, match="mask .*a.png has transparency: write the labels of its pixels into one"):
+            pixels(plain)
+        opaque = gray.convert(mode)
+        assert pixels(opaque) == pixels(gray) == 6
+    assert pixels(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))) == 63  # numbers of instances
+    assert "is a mask of 0 and 255" not in caplog.text
+    assert pixels(Image.fromarray(np.where(mask > 0, mask, np.arange(64).reshape(8, 8) % 3).astype(np.uint8))) > 6
+    assert "a.png is a mask of 0 and 255 with other values, as after compression or resizing" in caplog.text
