@@ -159,7 +159,7 @@ class RecordDataset(SampleDataset):
 
     @override
     def patient_hint(self) -> str:
-        columns = [] if self.patient_column is None or self.records.is_faulty(0) else patient_columns(self.records[0])
+        columns = [] if self.patient_column is None else patient_columns(self.records.first_row())
         columns = [column for column in columns if column != self.patient_column]
         return f": if its column '{columns[0]}' is the patient, set patient_column='{columns[0]}'" if columns else ""
 

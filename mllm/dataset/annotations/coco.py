@@ -39,7 +39,7 @@ def find_coco(path: Path, empty_boxes: EmptyBoxes = "refuse") -> Annotations | N
         empty_boxes: 'refuse' images with a box without an area, or 'drop' such boxes.
 
     Raises:
-        DataError: The lists have another form, an id occurs twice, or an annotation names an absent image or category.
+        DataError: The lists have another form.
     """
     if path.suffix.lower() != ".json":
         return None
@@ -96,35 +96,29 @@ class _Content:
         labels = {identity: str(name) for identity, (name, _) in zip(*self._checked("categories"), strict=True)}
         if len(set(labels.values())) < len(self.named["categories"][1]) or "" in labels.values():
             raise DataError(f"{self.path}: the categories need different ids and names")
-        ids, files = self._images()
+        ids, files = self._checked("images")
+        faults = _image_faults(ids, files)
         dropped = 0
 
         def images() -> Iterator[AnnotatedImage]:
             nonlocal dropped
-            of_images = boxes.of_images(ids, labels, self.path)
+            of_images = boxes.of_images(ids, labels)
             for number, ((name, size), found) in enumerate(zip(files, of_images, strict=True), start=1):
                 objects, crowds, error = found
+                error = faults.get(number - 1, error)
                 empty = [item for item in objects if not has_area(item.box)]
                 refusal = empty_box_error(empty, empty_boxes)
                 dropped += len(empty)
                 rest = () if refusal else tuple(item for item in objects if has_area(item.box))
                 yield AnnotatedImage(name, f"{self.path}, image {number}", rest, error or refusal, crowds, size)
+            for index, identity in boxes.without_image(ids):
+                fault = f"has the image_id {identity!r}, which no image has"
+                yield AnnotatedImage("", f"{self.path}, annotation {index + 1}", error=fault)
 
         annotated = AnnotatedImages(images())
         if not len(annotated):
             raise DataError(f"{self.path} has no images")
         return Annotations(self.path, annotated, tuple(labels.values()), dropped)
-
-    def _images(self) -> tuple[_Ids, PackedRows]:
-        """Return ids and files of the images."""
-        ids, files = self._checked("images")
-        for number, (name, _) in enumerate(files, start=1):
-            if not isinstance(name, str) or not name:
-                raise DataError(f"{self.path}: image {number} has no file_name")
-        if (repeated := ids.repeated()) is not None:
-            fault = f"has the id {ids.values[repeated]!r}, which an earlier image has"
-            raise DataError(f"{self.path}: image {repeated + 1} {fault}")
-        return ids, files
 
     def _checked(self, name: str) -> tuple[_Ids, PackedRows]:
         """Return ids and names of a list; raise `DataError` for an entry without an id."""
@@ -132,6 +126,15 @@ class _Content:
         if not all(isinstance(identity, (int, str)) for identity in ids):
             raise DataError(f"{self.path}: an entry of '{name}' has no id")
         return ids, names
+
+
+def _image_faults(ids: _Ids, files: PackedRows) -> dict[int, str]:
+    """Return the reason why an image cannot be used, by its position."""
+    faults = {place: f"has the id {ids.values[place]!r}, which an earlier image has" for place in ids.repeated()}
+    for place, (name, _) in enumerate(files):
+        if not isinstance(name, str) or not name:
+            faults[place] = "has no file_name"
+    return faults
 
 
 class _Ids:
@@ -154,20 +157,21 @@ class _Ids:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.values)
 
-    def repeated(self) -> int | None:
-        """Return the position of the first id that an earlier position has; None if all differ."""
+    def repeated(self) -> list[int]:
+        """Return the positions of ids that an earlier position has."""
         if isinstance(self.values, list):
             first: dict[Any, int] = {}
-            return next((n for n, identity in enumerate(self.values) if first.setdefault(identity, n) < n), None)
+            return [n for n, identity in enumerate(self.values) if first.setdefault(identity, n) < n]
         ids = np.frombuffer(self.values, np.int64)
         order = np.argsort(ids, kind="stable")
-        later = order[1:][ids[order[1:]] == ids[order[:-1]]]
-        return int(later.min()) if len(later) else None
+        return np.sort(order[1:][ids[order[1:]] == ids[order[:-1]]]).tolist()
 
     def positions(self, wanted: _Ids) -> np.ndarray:
-        """Return the position of each wanted id [wanted], int64; -1 for one that is absent."""
+        """Return the first position of each wanted id [wanted], int64; -1 for one that is absent."""
         if isinstance(self.values, list) or isinstance(wanted.values, list) or not len(self):
-            position = {identity: number for number, identity in enumerate(self)}
+            position = dict[Any, int]()
+            for number, identity in enumerate(self):
+                position.setdefault(identity, number)
             found = (position.get(identity, -1) if isinstance(identity, Hashable) else -1 for identity in wanted)
             return np.fromiter(found, np.int64, len(wanted))
         ids, values = np.frombuffer(self.values, np.int64), np.frombuffer(wanted.values, np.int64)
@@ -208,30 +212,28 @@ class _Boxes:
                     self.errors[index] = f"annotation {index + 1} has an impossible bbox {item['bbox']}"
         self.corners.extend(box)
 
-    def of_images(
-        self, images: _Ids, labels: Mapping[Any, str], path: Path
-    ) -> Iterator[tuple[list[LabeledBox], frozenset[str], str]]:
-        """Yield boxes of each image, also those without an area, labels of its crowds, and its error or ''.
+    def without_image(self, images: _Ids) -> Iterator[tuple[int, Any]]:
+        """Yield the indices of annotations of absent images, with the id of the image."""
+        for index in np.flatnonzero(images.positions(self.images) < 0).tolist():
+            yield index, self.images.values[index]
 
-        Raises:
-            DataError: An annotation names an absent image or category.
-        """
+    def of_images(
+        self, images: _Ids, labels: Mapping[Any, str]
+    ) -> Iterator[tuple[list[LabeledBox], frozenset[str], str]]:
+        """Yield boxes of each image, also those without an area, labels of its crowds, and its error or ''."""
         image_of = images.positions(self.images)
         for index, category in enumerate(self.categories):
-            if image_of[index] < 0:
-                fault = f"has the image_id {self.images.values[index]!r}, which no image has"
-                raise DataError(f"{path}: annotation {index + 1} {fault}")
             if not isinstance(category, Hashable) or category not in labels:
-                fault = f"has the category_id {category!r}, which no category has"
-                raise DataError(f"{path}: annotation {index + 1} {fault}")
+                self.errors[index] = f"annotation {index + 1} has the category_id {category!r}, which no category has"
         order = np.argsort(image_of, kind="stable")
         ends = np.searchsorted(image_of[order], np.arange(len(images)), side="right")
-        start = 0
+        start = int((image_of < 0).sum())
         for end in ends.tolist():
             own = order[start:end].tolist()
             error = next((self.errors[index] for index in own if index in self.errors), "")
-            crowds = frozenset(labels[self.categories.values[index]] for index in own if self.is_crowd[index])
-            used = (index for index in own if not self.is_crowd[index] and index not in self.errors)
+            known = [index for index in own if index not in self.errors]
+            crowds = frozenset(labels[self.categories.values[index]] for index in known if self.is_crowd[index])
+            used = (index for index in known if not self.is_crowd[index])
             yield [self._box(index, labels) for index in used], crowds, error
             start = end
 

@@ -95,10 +95,6 @@ class AnnotatedImages(Sequence[AnnotatedImage]):
         location: str = self._names[index][1]
         return location
 
-    def is_faulty(self, index: int) -> bool:
-        """Return True if the annotation of an image cannot be used."""
-        return index in self._errors
-
     def _box(self, number: int) -> Box:
         x1, y1, x2, y2 = self._coordinates[4 * number : 4 * number + 4]
         return x1, y1, x2, y2

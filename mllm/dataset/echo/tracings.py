@@ -43,7 +43,7 @@ def stem(name: str) -> str:
     return name[:-4] if name.lower().endswith(_SUFFIXES) else name
 
 
-def read_tracings(path: Path, names: Container[str]) -> dict[str, list[Tracing]]:
+def read_tracings(path: Path, names: Container[str]) -> tuple[dict[str, list[Tracing]], dict[str, str]]:
     """Read the tracings of the selected videos, in the order of the file.
 
     The first line of a frame is the long axis, the others are chords from the apex to the mitral valve. The polygon
@@ -54,12 +54,16 @@ def read_tracings(path: Path, names: Container[str]) -> dict[str, list[Tracing]]
         path: `VolumeTracings.csv`.
         names: Names of the videos, without suffix.
 
+    Returns:
+        The tracings of each video, and the error of each video of which a line is malformed.
+
     Raises:
-        DataError: A line is malformed.
+        DataError: The file cannot be read, or has another first line.
     """
     chords: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     first_lines: dict[tuple[str, int], int] = {}
-    for line, name, frame, ends in _lines(path, names):
+    errors: dict[str, str] = {}
+    for line, name, frame, ends in _lines(path, names, errors):
         first_lines.setdefault((name, frame), line)
         chords.setdefault((name, frame), []).append(ends)
     tracings: dict[str, list[Tracing]] = {}
@@ -69,11 +73,16 @@ def read_tracings(path: Path, names: Container[str]) -> dict[str, list[Tracing]]
             area = polygon_area(points if points.shape[1] == 2 else outline(points))
             tracing = Tracing(frame, area, first_lines[name, frame])
             tracings.setdefault(name, []).append(tracing)
-    return tracings
+    return tracings, errors
 
 
-def _lines(path: Path, names: Container[str]) -> Iterator[tuple[int, str, int, tuple[float, ...]]]:
-    """Yield line number, video, frame and x1 y1 x2 y2 or x y of the rows of the selected videos."""
+def _lines(
+    path: Path, names: Container[str], errors: dict[str, str]
+) -> Iterator[tuple[int, str, int, tuple[float, ...]]]:
+    """Yield line number, video, frame and x1 y1 x2 y2 or x y of the rows of the selected videos.
+
+    The first error of a video is added to `errors`.
+    """
     try:
         with open_text(path) as file:
             reader = csv.reader(file)
@@ -92,9 +101,9 @@ def _lines(path: Path, names: Container[str]) -> Iterator[tuple[int, str, int, t
                         raise ValueError("the area would be NaN")
                 except (ValueError, IndexError):
                     count = "four" if header == CHORDS else "two"
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: must have {count} coordinates and the number of a frame"
-                    ) from None
+                    fault = f"must have {count} coordinates and the number of a frame"
+                    errors.setdefault(name, f"{path}, line {reader.line_num}: {fault}")
+                    continue
                 yield reader.line_num, name, frame, coordinates
     except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

@@ -12,11 +12,20 @@ import numpy as np
 from typing_extensions import override
 
 from mllm.dataset.folder_files import is_hidden
-from mllm.dataset.public.official import Ids, field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import (
+    Ids,
+    check_columns,
+    field,
+    no_row,
+    official_file,
+    official_split,
+    official_table,
+    rows_of,
+)
 from mllm.dataset.single_image_dataset.grounding import BoxForm
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import DetectionDataset, Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset
@@ -166,6 +175,10 @@ class ChestXray14Dataset(MultiLabelDataset):
         names, files = images_of_split(path, self.official), ImageFiles(path)
         rows, places, ids = PackedRows(), PackedRows(), Ids("Image Index")
         for index, row in rows_of(records):
+            if ERROR in row:
+                rows.append(row)
+                places.append(records.describe(index))
+                continue
             name = field(row, "Image Index")
             is_used = names is None or name in names
             ids.add(name, index, len(rows) if is_used else -1)
@@ -204,6 +217,29 @@ class ChestXray14Dataset(MultiLabelDataset):
         return write_chest_xray14(folder, rows)
 
 
+class _Patients:
+    """Patients of the images.
+
+    Args:
+        root: Folder of the dataset.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._table = official_file(root, _ENTRIES, "the patients")
+        self.of_image: dict[str, Any] = {}
+        """Name of an image -> its patient."""
+        self._unreadable = ""
+        for _, row in rows_of(official_table(self._table, ("Image Index", "Patient ID"))):
+            if ERROR in row:
+                self._unreadable = self._unreadable or row[ERROR]
+            else:
+                self.of_image[field(row, "Image Index")] = row["Patient ID"]
+
+    def error(self, image: str) -> str:
+        """Return the error of an image whose patient the table does not have; empty for other images."""
+        return "" if image in self.of_image else no_row("Image Index", image, self._table, self._unreadable)
+
+
 @DATASETS.register_module()
 class ChestXray14BoxDataset(DetectionDataset):
     """Boxes of findings in a part of the images of ChestX-ray14.
@@ -236,31 +272,29 @@ class ChestXray14BoxDataset(DetectionDataset):
     def open_records(self, path: Path) -> Records:
         boxes = official_file(path, _BOX_FILE, "the boxes")
         records = official_table(boxes, ("Image Index", "Finding Label"))
-        columns = [next((name for name in names if name in records[0]), names[0]) for names in _BOX_COLUMNS]
-        official_table(boxes, columns)
+        first = records.first_row()
+        columns = [next((name for name in names if name in first), names[0]) for names in _BOX_COLUMNS]
+        check_columns(records, columns)
         names, files = images_of_split(path, self.official), ImageFiles(path)
-        patients = self._patients(path)
+        patients = _Patients(path)
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         places: dict[tuple[str, str], str] = {}
         for index, row in rows_of(records):
+            if ERROR in row:
+                rows["", str(index)], places["", str(index)] = row, records.describe(index)
+                continue
             name, label = field(row, "Image Index"), field(row, "Finding Label")
             label = _SPELLINGS.get(label, label)
             if (names is not None and name not in names) or (self.labels is not None and label not in self.labels):
                 continue
-            error = "" if name in files else f"image {name} is in none of the folders images*"
+            error = patients.error(name) if name in files else f"image {name} is in none of the folders images*"
             if label not in LABELS:
                 error = f"unknown label '{label}'{hint(label, LABELS)}"
             new = {"image": files.get(name), "label": label, "boxes": [], ERROR: error}
-            entry = rows.setdefault((name, label), {**new, "patient": patients.get(name)})
+            entry = rows.setdefault((name, label), {**new, "patient": patients.of_image.get(name)})
             entry["boxes"].append([row[column] for column in columns])
             places.setdefault((name, label), records.describe(index))
         return ListedRecords(boxes, list(rows.values()), list(places.values()))
-
-    @staticmethod
-    def _patients(root: Path) -> dict[str, Any]:
-        """Return the patient of each image."""
-        records = official_table(official_file(root, _ENTRIES, "the patients"), ("Image Index", "Patient ID"))
-        return {field(row, "Image Index"): row["Patient ID"] for _, row in rows_of(records)}
 
     @classmethod
     @override

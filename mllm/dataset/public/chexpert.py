@@ -10,10 +10,10 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from mllm.dataset.progress import with_progress
-from mllm.dataset.public.official import Groups, Ids, field, official_file, official_split, official_table, rows_of
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.public.official import Groups, Ids, check_columns, field, official_file, official_split, rows_of
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
 from mllm.errors import ConfigError, DataError
@@ -91,11 +91,9 @@ class CheXpertDataset(MultiLabelDataset):
     def open_table(self, path: Path) -> Records:
         table = official_file(path, FILES[self.official], f"the labels of split {self.official}")
         records = Records(table)
-        if "Study" in records[0]:
-            official_table(table, LABELS)
-        else:
-            official_table(table, ("Path", "Frontal/Lateral", *LABELS))
-        rows, places, ids = PackedRows(), PackedRows(), Ids("Path" if "Path" in records[0] else "Study")
+        first = records.first_row()
+        check_columns(records, LABELS if "Study" in first else ("Path", "Frontal/Lateral", *LABELS))
+        rows, places, ids = PackedRows(), PackedRows(), Ids("Path" if "Path" in first else "Study")
         for indices in self._groups(records):
             if row := self._row(path, records, indices, ids, len(rows)):
                 rows.append(row)
@@ -110,6 +108,7 @@ class CheXpertDataset(MultiLabelDataset):
         groups = Groups()
         for index, row in rows_of(records):
             try:
+                _check_readable(row)
                 study = self._study(field(row, "Path") or field(row, "Study"))
             except DataError:
                 groups.add(f"row {index}", index)  # a row of its own, which is an error
@@ -122,8 +121,9 @@ class CheXpertDataset(MultiLabelDataset):
         """Return row `number` of the dataset from rows of the table; empty if they have no image of these views."""
         entry: dict[str, Any] = {}
         for index in indices:
-            row = records[index]
+            row = records.row_or_error(index)
             try:
+                _check_readable(row)
                 study = self._study(field(row, "Path") or field(row, "Study"))
             except DataError as reason:
                 return {ERROR: str(reason)}
@@ -164,3 +164,9 @@ class CheXpertDataset(MultiLabelDataset):
         from mllm.dataset.phantoms.chest import write_chexpert
 
         return write_chexpert(folder, rows, LABELS)
+
+
+def _check_readable(row: dict[str, Any]) -> None:
+    """Raise `DataError` if a row of the table could not be read."""
+    if ERROR in row:
+        raise DataError(row[ERROR])

@@ -15,9 +15,9 @@ from mllm.dataset.base import ImageTextDataset
 from mllm.dataset.challenge import ChallengeDataset
 from mllm.dataset.public.flare_answers import challenge_answer
 from mllm.dataset.public.official import field, official_split, official_table, rows_of
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.values import is_empty, text_of
 from mllm.errors import ConfigError, DataError, hint
 from mllm.parsing import number_and_unit, parse_boxes, parse_instances, parse_json
@@ -175,6 +175,9 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             answer = task = error = ""
             images: list[str] = []
             try:
+                if ERROR in row:
+                    raise DataError(row[ERROR])
+                _check_split(field(row, "Split"), self.official)
                 answer = _text_of_answer(row.get("Answer"))
                 task = task_of(field(row, "TaskType"), answer)
                 answer = _answer(task, row.get("Answer"), answer)
@@ -184,7 +187,8 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
             if task in self.tasks or error:
                 entry = {"image": images, "question": row.get("Question"), "answer": answer, "task": task}
                 patient = images[0] if images else None
-                rows.append({**entry, ERROR: error, "patient": patient, "modality": row.get("Modality"), "row": row})
+                facts = {"patient": patient, "modality": row.get("Modality"), "row": {} if ERROR in row else row}
+                rows.append({**entry, ERROR: error, **facts})
                 places.append(records.describe(index))
 
     @staticmethod
@@ -224,6 +228,16 @@ class FLAREDataset(ImageTextDataset, ChallengeDataset):
         from mllm.dataset.phantoms.flare import write_flare
 
         return write_flare(folder, rows)
+
+
+def _check_split(value: str, folder: str) -> None:
+    """Raise `DataError` if the column `Split` of a row names another split than its folder."""
+    name = value.lower()
+    others = ("public", "hidden") if folder.startswith("val") else ()
+    named = [part for part in ("train", "val", "test") if name.startswith(part)]
+    named += [part for part in others if part in name]
+    if not all(part in folder for part in named):
+        raise DataError(f"field 'Split' is '{value}', but the row is in the folder {folder}")
 
 
 def _text_of_answer(value: Any) -> str:

@@ -12,9 +12,9 @@ from mllm.dataset import templates
 from mllm.dataset.public.official import Ids, field, official_file, official_table, rows_of
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
 from mllm.dataset.tables.json_stream import JsonStream
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.text_files import open_text
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
@@ -96,11 +96,18 @@ class IUXrayDataset(GroundingDataset):
         table = official_file(root, (_PROJECTIONS,), "the images of the reports")
         projections = official_table(table, ("uid", "filename", "projection"))
         images: dict[str, list[str]] = {}
-        for _, row in rows_of(projections):
-            if self.views == "all" or field(row, "projection") == "Frontal":
-                images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
         rows, places, ids = PackedRows(), PackedRows(), Ids("uid")
+        for index, row in rows_of(projections):
+            if ERROR in row:  # a row of its own, whose study is unknown
+                rows.append(row)
+                places.append(projections.describe(index))
+            elif self.views == "all" or field(row, "projection") == "Frontal":
+                images.setdefault(field(row, "uid"), []).append(f"images/images_normalized/{field(row, 'filename')}")
         for index, row in rows_of(records):
+            if ERROR in row:
+                rows.append(row)
+                places.append(records.describe(index))
+                continue
             study, answer = field(row, "uid"), " ".join(field(row, self.section).split())
             if not answer or study not in images:
                 self.without_section += 1

@@ -11,9 +11,9 @@ from typing_extensions import override
 from mllm.dataset.public.official import field, official_split, rows_of
 from mllm.dataset.public.vqa_layouts import LAYOUTS, LayoutName
 from mllm.dataset.single_image_dataset.vqa import VQADataset
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS
 
@@ -104,6 +104,8 @@ class MedicalVQADataset(VQADataset):
         rows, places = PackedRows(), PackedRows()
         for index, published in rows_of(records):
             try:
+                if ERROR in published:
+                    raise DataError(published[ERROR])
                 row = self.layout.row(published)
             except DataError as error:
                 row = {**dict.fromkeys(FIELDS, "unknown"), ERROR: str(error)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,21 @@ from typing_extensions import override
 
 from mllm.dataset import templates
 from mllm.dataset.progress import with_progress
-from mllm.dataset.public.official import Groups, Ids, field, official_file, official_split, official_table, rows_of
+from mllm.dataset.public.official import (
+    Groups,
+    Ids,
+    field,
+    no_row,
+    official_file,
+    official_split,
+    official_table,
+    rows_of,
+)
 from mllm.dataset.public.report_text import last_paragraph, sections
 from mllm.dataset.single_image_dataset.grounding import GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.dataset.tasks.annotated import Labels
 from mllm.dataset.tasks.labels import MultiLabelDataset, Uncertain
@@ -76,21 +86,41 @@ class Studies:
 
     def __init__(self, root: Path, split: str | None, views: Views) -> None:
         table = official_file(root, ("mimic-cxr-2.0.0-split.csv",), "the official splits")
+        chosen = _Views(root) if views == "frontal" else None  # before the other table, so that one is in memory
         self._records = official_table(table, ("dicom_id", "study_id", "subject_id", "split"))
-        frontal = _frontal(root) if views == "frontal" else None
-        self._groups, ids = Groups(), Ids("dicom_id")
+        self._groups, ids, count = Groups(), Ids("dicom_id"), 0
+        unreadable, without_view = list[int](), dict[int, str]()
         for index, row in rows_of(self._records):
-            image = field(row, "dicom_id")
-            if (split is None or field(row, "split") == split) and (frontal is None or image in frontal):
-                ids.add(image, index, self._groups.add(field(row, "study_id"), index))
-        self._errors = ids.errors(lambda i: field(self._records[i], "dicom_id"), self._records.describe, True)
+            if ERROR in row:
+                unreadable.append(count)
+                self._groups.add(f"row {index}", index)  # a row of its own, whose study is unknown
+            elif split is None or field(row, "split") == split:
+                image = field(row, "dicom_id")
+                is_used = True if chosen is None else chosen.is_frontal(image)
+                if is_used is False:
+                    continue
+                if chosen is not None and is_used is None:
+                    without_view[count] = chosen.error(image)
+                ids.add(image, index, count)
+                self._groups.add(field(row, "study_id"), index)
+            else:
+                continue
+            count += 1
+        errors = ids.errors(lambda i: field(self._records[i], "dicom_id"), self._records.describe, True) | without_view
+        self._errors: dict[int, str] = {}
+        for place, error in errors.items():
+            self._errors.setdefault(self._groups.number_of(place), error)
+        self.unreadable = [self._groups.number_of(place) for place in unreadable]
+        """Numbers of the rows of the table of splits that cannot be read: studies without an image."""
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, number: int) -> _Study:
         indices = self._groups[number]
-        rows = [self._records[index] for index in indices]
+        rows = [self._records.row_or_error(index) for index in indices]
+        if ERROR in rows[0]:
+            return _Study("", "", self._records.describe(indices[0]), [], rows[0][ERROR])
         patient, study = field(rows[0], "subject_id"), field(rows[0], "study_id")
         images = [field(row, "dicom_id") for row in rows]
         return _Study(patient, study, self._records.describe(indices[0]), images, self._errors.get(number, ""))
@@ -106,11 +136,34 @@ def _split(split: str | None) -> str:
     return "" if split is None else f"of split '{split}'"
 
 
-def _frontal(root: Path) -> set[str]:
-    """Return the names of the images from the front."""
-    table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
-    records = official_table(table, ("dicom_id", "ViewPosition"))
-    return {field(row, "dicom_id") for _, row in rows_of(records) if field(row, "ViewPosition") in FRONTAL}
+class _Views:
+    """Views of the images. An image takes 9 bytes: names are compared by hashes of 64 bits.
+
+    Args:
+        root: Folder of the dataset.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._table = official_file(root, ("mimic-cxr-2.0.0-metadata.csv",), "the views; views='all' does not need it")
+        hashes, frontal, self._unreadable = array("q"), array("b"), ""
+        for _, row in rows_of(official_table(self._table, ("dicom_id", "ViewPosition"))):
+            if ERROR in row:
+                self._unreadable = self._unreadable or row[ERROR]
+                continue
+            hashes.append(hash(field(row, "dicom_id")))
+            frontal.append(field(row, "ViewPosition") in FRONTAL)
+        names, is_frontal = np.frombuffer(hashes, np.int64), np.frombuffer(frontal, np.bool_)
+        order = np.lexsort((is_frontal, names))  # the last one of equal names is frontal if one of them is
+        self._names, self._is_frontal = names[order], is_frontal[order]
+
+    def is_frontal(self, image: str) -> bool | None:
+        """Return True for an image from the front, None for one without a row."""
+        place = int(np.searchsorted(self._names, value := hash(image), side="right")) - 1
+        return bool(self._is_frontal[place]) if place >= 0 and self._names[place] == value else None
+
+    def error(self, image: str) -> str:
+        """Return the error of a study with an image without a row."""
+        return no_row("dicom_id", image, self._table, self._unreadable)
 
 
 def image_paths(root: Path, study: _Study) -> list[str]:
@@ -164,6 +217,10 @@ class MIMICCXRDataset(GroundingDataset):
         rows, places, chosen = PackedRows(), PackedRows(), Studies(path, self.official, self.views)
         for number in with_progress(range(len(chosen)), "reading reports"):
             study = chosen[number]
+            if not study.images:
+                rows.append({ERROR: study.error})
+                places.append(study.place)
+                continue
             images = image_paths(path, study)
             row: dict[str, Any] = {"image": images if self.images == "all" else images[:1], "patient": study.patient}
             file = f"{self.reports}/{study.folder}.txt"
@@ -258,6 +315,10 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
         studies = Studies(path, self.official, self.views)
         rows, places, ids = PackedRows(), PackedRows(), Ids("study_id")
         for index, row in rows_of(records):
+            if ERROR in row:
+                rows.append(row)
+                places.append(records.describe(index))
+                continue
             study = studies.find(field(row, "study_id"))
             if study is None:
                 continue
@@ -267,6 +328,9 @@ class MIMICCXRLabelDataset(MultiLabelDataset):
             ids.add(study.study, index, len(rows))
             rows.append({"image": image, "patient": study.patient, ERROR: study.error, **labels})
             places.append(records.describe(index))
+        for study in map(studies.__getitem__, studies.unreadable):
+            rows.append({ERROR: study.error})
+            places.append(study.place)
         errors = ids.errors(lambda index: field(records[index], ids.column), records.describe)
         return ListedRecords(table, rows, places, _split(self.official), errors)
 

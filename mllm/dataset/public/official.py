@@ -6,17 +6,14 @@ import functools
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mllm.dataset.progress import with_progress
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, FIRST, Records
 from mllm.dataset.tables.values import is_empty
 from mllm.errors import ConfigError, DataError, hint
-
-_FIRST = 20
-"""Number of rows in which a column is searched: rows of JSON may lack a field."""
 
 
 def official_file(root: Path, names: Sequence[str], contents: str) -> Path:
@@ -50,18 +47,26 @@ def official_table(path: Path, columns: Sequence[str]) -> Records:
     """Return the rows of an official table.
 
     Raises:
-        DataError: The first rows do not have a column.
+        DataError: The first rows do not have a column, or none of them can be read.
     """
     records = Records(path)
-    present = {name for index in range(min(len(records), _FIRST)) for name in records[index]}
-    for column in columns:
-        if column not in present:
-            raise DataError(f"{path} has no column '{column}'{hint(column, present)}")
+    check_columns(records, columns)
     return records
 
 
+def check_columns(records: Records, columns: Sequence[str]) -> None:
+    """Raise `DataError` if the first rows of a table do not have a column, or if none of them can be read."""
+    rows = [records.row_or_error(index) for index in range(min(len(records), FIRST))]
+    present = {name for row in rows if ERROR not in row for name in row}
+    if not present:
+        raise DataError(rows[0][ERROR])
+    for column in columns:
+        if column not in present:
+            raise DataError(f"{records.path} has no column '{column}'{hint(column, present)}")
+
+
 class Ids:
-    """Ids of the rows of a table, of which duplicates are errors. They take 24 bytes a row.
+    """Ids of the rows of a table, of which duplicates are errors. They take 16 bytes a row.
 
     Args:
         column: Column of the ids.
@@ -69,7 +74,7 @@ class Ids:
 
     def __init__(self, column: str) -> None:
         self.column = column
-        self._hashes, self._indices, self._rows = array("q"), array("q"), array("q")
+        self._hashes, self._indices, self._rows = array("q"), array("i"), array("i")
 
     def add(self, identity: str, index: int, row: int) -> None:
         """Add the id of a row.
@@ -111,48 +116,83 @@ class Ids:
 
 
 class Groups:
-    """Rows of a table in groups, in the order of the first row of each group."""
+    """Rows of a table in groups by key, in the order of the first row of each group. A row takes 28 bytes.
+
+    Keys are compared by hashes of 64 bits. No row can be added after the groups were read.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._group_of, self._indices = array("q"), array("q")
+        self._hashes, self._indices = array("q"), array("i")
 
-    def add(self, key: str, index: int) -> int:
-        """Add the row with an index to the group of a key, and return the number of the group."""
-        number = self._numbers.setdefault(key, len(self._numbers))
-        self._group_of.append(number)
+    def add(self, key: str, index: int) -> None:
+        """Add the row with an index to the group of a key."""
+        self._hashes.append(hash(key))
         self._indices.append(index)
-        return number
+
+    def number_of(self, place: int) -> int:
+        """Return the number of the group of the row that was added at a place, from 0."""
+        return int(self._sorted.numbers[place])
 
     def find(self, key: str) -> int | None:
         """Return the number of the group of a key."""
-        return self._numbers.get(key)
+        keys, value = self._sorted.keys, hash(key)
+        place = int(np.searchsorted(keys, value))
+        return int(self._sorted.number_of_key[place]) if place < len(keys) and keys[place] == value else None
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._sorted.keys)
 
     def __getitem__(self, number: int) -> list[int]:
-        """Return the indices of the rows of a group; no row can be added afterwards."""
-        indices, starts = self._sorted
-        end = starts[number + 1] if number + 1 < len(self) else len(indices)
-        return indices[starts[number] : end].tolist()
+        """Return the indices of the rows of a group."""
+        indices, starts = self._sorted.indices, self._sorted.starts
+        return indices[starts[number] : starts[number + 1]].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         return (self[number] for number in range(len(self)))
 
     @functools.cached_property
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices in the order of the groups, and the place of the first one of each group."""
-        groups = np.frombuffer(self._group_of, np.int64)
-        order = np.argsort(groups, kind="stable")
-        starts = np.searchsorted(groups, np.arange(len(self)), sorter=order)
-        return np.frombuffer(self._indices, np.int64)[order], starts
+    def _sorted(self) -> _SortedGroups:
+        keys, first, places = np.unique(np.frombuffer(self._hashes, np.int64), return_index=True, return_inverse=True)
+        number_of_key = np.empty(len(keys), np.int32)
+        number_of_key[np.argsort(first)] = np.arange(len(keys), dtype=np.int32)
+        numbers = number_of_key[places]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=len(keys)))]).astype(np.int32)
+        indices = np.frombuffer(self._indices, np.int32)[np.argsort(numbers, kind="stable")]
+        return _SortedGroups(keys, number_of_key, numbers, indices, starts)
+
+
+class _SortedGroups(NamedTuple):
+    """Groups of rows as arrays."""
+
+    keys: np.ndarray
+    """Hashes of the keys, sorted [groups]."""
+    number_of_key: np.ndarray
+    """Number of the group of each key [groups]."""
+    numbers: np.ndarray
+    """Number of the group of each row, in the order in which the rows were added [rows]."""
+    indices: np.ndarray
+    """Indices of the rows in the order of the groups [rows]."""
+    starts: np.ndarray
+    """Place of the first row of each group in `indices`, and the number of rows [groups + 1]."""
 
 
 def rows_of(records: Records) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield index and row of a table, with a progress bar."""
+    """Yield index and row of a table, with a progress bar. A row that cannot be read is `{ERROR: reason}`."""
     indices = with_progress(range(len(records)), f"reading {records.path.name}")
-    return ((index, records[index]) for index in indices)
+    return ((index, records.row_or_error(index)) for index in indices)
+
+
+def no_row(column: str, value: str, table: Path, unreadable: str) -> str:
+    """Return the error of a row for whose value of a column another table has no row.
+
+    Args:
+        column: The column.
+        value: Its value.
+        table: The other table.
+        unreadable: Error of the first row of this table that cannot be read; empty: all can be.
+    """
+    reason = f", of which a row cannot be read: {unreadable}" if unreadable else ""
+    return f"{column} '{value}' has no row in {table}{reason}"
 
 
 def field(row: Mapping[str, Any], name: str) -> str:

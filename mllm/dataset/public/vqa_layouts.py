@@ -12,7 +12,7 @@ from typing_extensions import override
 from mllm.dataset.public.official import field, official_file, official_table
 from mllm.dataset.tables.listed import ListedRecords
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.refer import read_plain_pickle
 from mllm.dataset.tables.values import is_empty
 from mllm.errors import DataError
@@ -107,10 +107,14 @@ class PathVQA(Layout):
     @override
     def read(self, table: Path) -> Records:
         rows = read_plain_pickle(table)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
             raise DataError(f"{table} must hold a list of dicts with image, question and answer")
         places = PackedRows(f"{table}, entry {number}" for number in range(1, len(rows) + 1))
-        return ListedRecords(table, PackedRows(rows), places)
+        used = (
+            row if isinstance(row, dict) else {ERROR: f"{place}: must be a dict, not a {type(row).__name__}"}
+            for row, place in zip(rows, places, strict=True)
+        )
+        return ListedRecords(table, PackedRows(used), places)
 
     @override
     def images(self, root: Path) -> Path:

@@ -11,11 +11,8 @@ from typing_extensions import override
 
 from mllm.dataset.indices import from_zero
 from mllm.dataset.tables.packed import PackedRows
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.errors import DataError
-
-ERROR = "error"
-"""Field of a listed row with the reason why the row cannot be used; empty, or absent, for a row that can be."""
 
 
 class ListedRecords(Records):
@@ -61,11 +58,6 @@ class ListedRecords(Records):
             raise DataError(row[ERROR])
         del row[ERROR]
         return row
-
-    @override
-    def is_faulty(self, index: int) -> bool:
-        index = from_zero(index, len(self))
-        return bool(self.rows[index].get(ERROR) or self.errors.get(index))
 
     @override
     def describe(self, index: int) -> str:

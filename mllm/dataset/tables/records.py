@@ -16,6 +16,10 @@ from mllm.dataset.tables.text_files import table_suffix
 from mllm.errors import DataError, nearest_names
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ERROR = "error of the row"
+"""Field of a row that cannot be used, with the reason."""
+FIRST = 20
+"""Number of rows of which the columns of a table are known: rows may be damaged, and those of JSON may lack a field."""
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
@@ -97,9 +101,17 @@ class Records:
             raise DataError.at(self.describe(index), f"a row must be an object {{...}}, not a {type(row).__name__}")
         return row
 
-    def is_faulty(self, index: int) -> bool:
-        """Return True for a row that is known to be unusable, without reading it."""
-        return False
+    def row_or_error(self, index: int) -> dict[str, Any]:
+        """Return a row, or `{ERROR: reason}` for one that cannot be read."""
+        try:
+            return self[index]
+        except DataError as error:
+            return {ERROR: str(error)}
+
+    def first_row(self) -> dict[str, Any]:
+        """Return the first row that can be read; empty if the first 20 cannot be."""
+        rows = (self.row_or_error(index) for index in range(min(len(self), FIRST)))
+        return next((row for row in rows if ERROR not in row), {})
 
     def describe(self, index: int) -> str:
         """Return the file and line of a row: `FILE, line N`, with `(row N)` if several rows are on that line."""

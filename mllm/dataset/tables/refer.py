@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import ERROR
 from mllm.dataset.tables.text_files import read_text_file
 from mllm.errors import DataError
 
@@ -62,35 +63,45 @@ def _load(file: IO[bytes]) -> Any:
 def read_references(refs: Path, instances: Path, split: str) -> list[dict[str, Any]]:
     """Return one row per sentence: `img_path`, `expression`, `bbox` (x y width height in pixels), `segmentation`.
 
+    A reference that cannot be used is one row with an error.
+
     Args:
         refs: The file of references, such as `refs(unc).p`.
         instances: The file of COCO instances, `instances.json`.
         split: Name of the split.
 
     Raises:
-        DataError: The files do not match, or no reference is in `split`.
+        DataError: A file has another form, or no reference is in `split`.
     """
     references = read_plain_pickle(refs)
-    if not isinstance(references, list) or not all(isinstance(reference, dict) for reference in references):
+    if not isinstance(references, list) or not any(isinstance(reference, dict) for reference in references):
         raise DataError(f"{refs} must hold a list of dicts")
     try:
         data = json.loads(read_text_file(instances))
-        annotations = {annotation["id"]: annotation for annotation in data["annotations"]}
-        images = {image["id"]: image["file_name"] for image in data["images"]}
+        annotations, images = _by_id(data["annotations"]), _by_id(data["images"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{instances} is not a file of COCO instances ({error})") from error
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, reference in enumerate(references, start=1):
+        place = f"{refs}, reference {number}"
+        if not isinstance(reference, dict):
+            rows.append({ERROR: f"{place} must be a dict, not a {type(reference).__name__}"})
+            continue
         if reference.get("split") != split:
             continue
         try:
             annotation = annotations[reference["ann_id"]]
             fields = {key: annotation[key] for key in ("bbox", "segmentation")}
-            name = images[reference["image_id"]]
+            name = images[reference["image_id"]]["file_name"]
             rows += [{"img_path": name, "expression": item["sent"], **fields} for item in reference["sentences"]]
         except (KeyError, TypeError) as error:
-            raise DataError(f"{refs}, reference {number}: {error} is missing in it or in {instances}") from error
+            rows.append({ERROR: f"{place}: {error} is missing in it or in {instances}"})
     if not rows:
-        known = sorted({str(reference.get("split")) for reference in references})
+        known = sorted({str(reference.get("split")) for reference in references if isinstance(reference, dict)})
         raise DataError(f"{refs} has no reference of split '{split}'; it has {', '.join(known)}")
     return rows
+
+
+def _by_id(items: list[Any]) -> dict[Any, dict[str, Any]]:
+    """Return the objects of a list by their ids; those that are damaged are absent, an error of what refers to them."""
+    return {item["id"]: item for item in items if isinstance(item, dict) and "id" in item}

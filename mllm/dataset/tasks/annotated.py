@@ -20,8 +20,7 @@ from mllm.dataset.annotations.objects import AnnotatedImage, AnnotatedImages, An
 from mllm.dataset.indices import from_zero
 from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.single_image_dataset.grounding import NONE, BoxForm, GroundingDataset, answer_turn, plain_text
-from mllm.dataset.tables.listed import ERROR
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.errors import ConfigError, DataError, hint
 from mllm.registry import DATASETS
 from mllm.structures import BOX, Mark, Sample
@@ -83,10 +82,6 @@ class AnnotationRecords(Records):
         if row.get(ERROR):
             raise DataError(row[ERROR])
         return row
-
-    @override
-    def is_faulty(self, index: int) -> bool:
-        return self.images.is_faulty(self._position(index)[0])
 
     @override
     def describe(self, index: int) -> str:

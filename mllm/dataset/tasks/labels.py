@@ -13,7 +13,7 @@ from mllm.dataset import templates
 from mllm.dataset.annotations.objects import AnnotatedImage
 from mllm.dataset.indices import from_zero
 from mllm.dataset.single_image_dataset.grounding import NONE
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.dataset.tables.values import is_empty
 from mllm.dataset.tasks.annotated import TRUTH_VALUES, AnnotatedDataset
 from mllm.errors import ConfigError, DataError, hint
@@ -69,9 +69,9 @@ class PerLabelRecords(Records):
 
     def _certain(self, index: int) -> list[int]:
         """Return the numbers of the labels with a certain value; the first one for a faulty row, which is counted."""
-        if self.records.is_faulty(index):
+        row = self.records.row_or_error(index)
+        if ERROR in row:
             return [0]
-        row = self.records[index]
         return [number for number, label in enumerate(self.labels) if not _is_uncertain(row.get(label), label)]
 
     def __len__(self) -> int:
@@ -86,10 +86,6 @@ class PerLabelRecords(Records):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, label = self._position(index)
         return {**self.records[row], "label": self.labels[label]}
-
-    @override
-    def is_faulty(self, index: int) -> bool:
-        return self.records.is_faulty(self._position(index)[0])
 
     @override
     def describe(self, index: int) -> str:
@@ -143,7 +139,7 @@ class MultiLabelDataset(AnnotatedDataset):
         if not self.labels:
             raise ConfigError(f"labels is missing: name the columns of {path} that are labels")
         labels = tuple(self.used_labels())
-        first = {} if records.is_faulty(0) else records[0]
+        first = records.first_row()
         for label in labels:
             if first and label not in first:
                 raise ConfigError(f"labels: {records.describe(0)} has no column '{label}'{hint(label, first)}")

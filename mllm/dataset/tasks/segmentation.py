@@ -20,8 +20,9 @@ from mllm.dataset.patient_names import PatientNames
 from mllm.dataset.progress import with_progress
 from mllm.dataset.readers.notices import warn_once
 from mllm.dataset.single_image_dataset.grounding import NONE, GroundingDataset, answer_turn
-from mllm.dataset.tables.listed import ERROR, FileRecords
+from mllm.dataset.tables.listed import FileRecords
 from mllm.dataset.tables.packed import PackedRows
+from mllm.dataset.tables.records import ERROR
 from mllm.errors import ConfigError, DataError
 from mllm.registry import DATASETS, READERS
 from mllm.structures import BOX, Mark, Sample, UndecodedMask

@@ -50,6 +50,8 @@ class _Patient:
     """Measures of the masks, if the files have no volumes."""
     failure: str = ""
     """Reason why no volumes can be computed from the masks."""
+    error: str = ""
+    """Reason why the row cannot be used; empty: it can be."""
 
 
 @DATASETS.register_module()
@@ -92,7 +94,9 @@ class CamusDataset(CineDataset):
         self.dropped[f"beyond size={size}"] = len(names) - len(chosen)
         indices = with_progress(chosen, "reading patients of CAMUS")
         patients = [self._read_patient(names[index], index + 1) for index in indices]
-        self.patients = [patient for patient in patients if not all(map(math.isnan, patient.measures.values()))]
+        self.patients = [
+            patient for patient in patients if patient.error or not all(map(math.isnan, patient.measures.values()))
+        ]
         self.dropped["without a known measure"] = len(patients) - len(self.patients)
         if not self.patients:
             reason = next((patient.failure for patient in patients if patient.failure), "its list is empty")
@@ -105,7 +109,7 @@ class CamusDataset(CineDataset):
     @override
     def views(self, index: int) -> dict[str, Image]:
         """Return the images by phase, or by chamber view and phase."""
-        name = self.patients[from_zero(index, len(self))].name
+        name = self._patient(index).name
         return {
             phase if len(self.chambers) == 1 else f"{chamber} {phase}": to_square_pixels(
                 self.release.plane(name, chamber, phase)
@@ -116,12 +120,12 @@ class CamusDataset(CineDataset):
 
     @override
     def files(self, index: int) -> list[Path]:
-        name = self.patients[from_zero(index, len(self))].name
+        name = self._patient(index).name
         return [self.release.plane_file(name, chamber, phase)[0] for chamber in self.chambers for phase in PHASES]
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        return dict(self.patients[from_zero(index, len(self))].measures)
+        return dict(self._patient(index).measures)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
@@ -130,15 +134,23 @@ class CamusDataset(CineDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return self.patients[from_zero(index, len(self))].name
+        return self._patient(index).name
+
+    def _patient(self, index: int) -> _Patient:
+        """Return the patient of a row; raise `DataError` if the row cannot be used."""
+        patient = self.patients[from_zero(index, len(self))]
+        if patient.error:
+            raise DataError(patient.error)
+        return patient
 
     @override
     def summary(self) -> dict[str, Any]:
         """Return counts of patients, the sources of their volumes, and the difference of EF between masks and files."""
-        computed = [patient.from_masks for patient in self.patients if patient.from_masks]
-        pairs = [(patient.measures["EF"], patient.from_masks["EF"]) for patient in self.patients if patient.from_masks]
+        patients = [patient for patient in self.patients if not patient.error]
+        computed = [patient.from_masks for patient in patients if patient.from_masks]
+        pairs = [(patient.measures["EF"], patient.from_masks["EF"]) for patient in patients if patient.from_masks]
         gaps = [abs(from_file - from_masks) for from_file, from_masks in pairs]
-        reasons = [patient.failure for patient in self.patients if patient.failure]
+        reasons = [patient.failure for patient in patients if patient.failure]
         lists = {split: self.release.list_of(split) for split in SPLITS}
         return {
             "folder": str(self.release.folder),
@@ -146,11 +158,11 @@ class CamusDataset(CineDataset):
             "patients of each split": {
                 split: len(self.release.names(split)) for split, path in lists.items() if path.is_file()
             },
-            "used": len(self),
+            "used": len(patients),
             "dropped": {reason: count for reason, count in self.dropped.items() if count},
-            "unknown": count_unknown([patient.measures for patient in self.patients]),
+            "unknown": count_unknown([patient.measures for patient in patients]),
             "volumes": {
-                "from the files": len(self) - len(computed) - len(reasons),
+                "from the files": len(patients) - len(computed) - len(reasons),
                 "from the masks": len(computed),
                 "method": METHOD,
                 "masks that give none": reasons,
@@ -177,7 +189,7 @@ class CamusDataset(CineDataset):
             values = {"EF": info.get("EF", info.get("LVef")), "EDV": info.get("LVedv"), "ESV": info.get("LVesv")}
             measures = {measure: known_number(value, measure) for measure, value in values.items()}
         except DataError as error:
-            raise DataError(f"{self._location(name, line)} ({name}): {error}") from error
+            return _Patient(name, line, {}, None, error=f"{name}: {error}")
         if not any(math.isnan(measures[volume]) for volume in ("EDV", "ESV")):
             return _Patient(name, line, measures, None)
         try:

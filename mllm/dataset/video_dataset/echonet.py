@@ -27,7 +27,7 @@ from mllm.dataset.echo.tracings import Tracing, read_tracings, stem
 from mllm.dataset.indices import choose_rows, from_zero
 from mllm.dataset.phantoms.echo_folders import write_echonet
 from mllm.dataset.readers import read_images
-from mllm.dataset.tables.records import Records
+from mllm.dataset.tables.records import ERROR, Records
 from mllm.errors import DataError, hint
 from mllm.registry import DATASETS
 
@@ -46,6 +46,8 @@ class _Video:
     name: str
     measures: dict[str, float]
     tracings: tuple[Tracing, ...]
+    error: str = ""
+    """Reason why the row cannot be used; empty: it can be."""
 
     @property
     def ed(self) -> Tracing:
@@ -105,13 +107,20 @@ class EchoNetDataset(CineDataset):
     @override
     def views(self, index: int) -> dict[str, Image]:
         """Decode the two frames; raise `DataError` if the video or a frame does not exist."""
-        video = self.videos[from_zero(index, len(self))]
+        video = self._video(index)
         images = read_images(self._path(video.name), frames=[video.ed.frame, video.es.frame])
         return dict(zip((ED, ES), images, strict=True))
 
     @override
     def files(self, index: int) -> list[Path]:
-        return [self._path(self.videos[from_zero(index, len(self))].name)]
+        return [self._path(self._video(index).name)]
+
+    def _video(self, index: int) -> _Video:
+        """Return the video of a row; raise `DataError` if the row cannot be used."""
+        video = self.videos[from_zero(index, len(self))]
+        if video.error:
+            raise DataError(video.error)
+        return video
 
     def _path(self, name: str) -> Path:
         """Return the file of a video; the name of an absent one ends in `.avi`."""
@@ -119,7 +128,7 @@ class EchoNetDataset(CineDataset):
 
     @override
     def measures(self, index: int, epoch: int = 0) -> dict[str, float]:
-        return dict(self.videos[from_zero(index, len(self))].measures)
+        return dict(self._video(index).measures)
 
     @override
     def describe(self, index: int, epoch: int = 0) -> str:
@@ -127,7 +136,7 @@ class EchoNetDataset(CineDataset):
 
     @override
     def group(self, index: int, epoch: int = 0) -> str | None:
-        return self.videos[from_zero(index, len(self))].name
+        return self._video(index).name
 
     @override
     def summary(self) -> dict[str, Any]:
@@ -135,7 +144,7 @@ class EchoNetDataset(CineDataset):
 
         These rules are: ED is the last traced frame in the file, and ED is the later frame of the video.
         """
-        videos = self.videos
+        videos = [video for video in self.videos if not video.error]
         gaps = [abs(_ef(video.measures) - video.measures["EF"]) for video in videos]
         gaps = [gap for gap in gaps if not math.isnan(gap)]
         return {
@@ -163,15 +172,17 @@ class EchoNetDataset(CineDataset):
 
     def _read(self) -> list[_Video]:
         """Return the usable videos of the split, in the order of `FileList.csv`."""
-        rows = self._rows_of_split()
-        traced = read_tracings(self.folder / TRACINGS, rows)
-        videos = []
+        rows, videos = self._rows_of_split()
+        traced, errors = read_tracings(self.folder / TRACINGS, rows)
         for name, index in rows.items():
             row = self.records[index]
             try:
                 measures = {measure: known_number(row.get(measure), measure) for measure in MEASURES}
             except DataError as error:
-                raise DataError(f"{self.records.describe(index)}: {error}") from error
+                errors[name] = str(error)
+            if name in errors:
+                videos.append(_Video(index, name, {}, (), errors[name]))
+                continue
             video = _Video(index, name, measures, tuple(traced.get(name, ())))
             if len(video.tracings) < 2:
                 self.dropped["without two traced frames"] += 1
@@ -183,28 +194,36 @@ class EchoNetDataset(CineDataset):
                 videos.append(video)
         if not videos:
             raise DataError(f"{self.folder}: no video of split {self.split} can be used: {format_counts(self.dropped)}")
-        return videos
+        return sorted(videos, key=lambda video: video.row)
 
-    def _rows_of_split(self) -> dict[str, int]:
-        """Return the names of the videos of the split, without suffix, and their rows."""
-        rows: dict[str, int] = {}
+    def _rows_of_split(self) -> tuple[dict[str, int], list[_Video]]:
+        """Return the names of the videos of the split, without suffix, with their rows, and the rows with an error.
+
+        A row that cannot be read counts in each split.
+        """
+        rows, faulty = dict[str, int](), list[_Video]()
         first_rows: dict[str, int] = {}
+        first_row = self.records.first_row() or self.records[0]
+        for column in self._required(first_row):
+            if column not in first_row:
+                raise DataError(f"{self.records.path}: column '{column}' is missing{hint(column, first_row)}")
         for index in range(len(self.records)):
-            row = self.records[index]
-            for column in self._required(row) if index == 0 else ():
-                if column not in row:
-                    raise DataError(f"{self.records.path}: column '{column}' is missing{hint(column, row)}")
+            row = self.records.row_or_error(index)
+            if ERROR in row:
+                faulty.append(_Video(index, "", {}, (), row[ERROR]))
+                continue
             name, split = stem(row["FileName"]), row["Split"].strip().upper()
-            if name in first_rows:
-                first = self.records.describe(first_rows[name])
-                raise DataError(f"{self.records.describe(index)}: duplicate video '{name}'; it is also in {first}")
-            first_rows[name] = index
             self._rows_of[split] += 1
-            if self.split in (None, split):
-                rows[name] = index
+            if self.split not in (None, split):
+                first_rows.setdefault(name, index)
+            elif name in first_rows:
+                error = f"duplicate video '{name}'; it is also in {self.records.describe(first_rows[name])}"
+                faulty.append(_Video(index, name, {}, (), error))
+            else:
+                first_rows[name] = rows[name] = index
         if not rows:
             raise DataError(f"{self.records.path} has no split '{self.split}'{hint(str(self.split), self._rows_of)}")
-        return rows
+        return rows, faulty
 
     def _required(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the columns that must exist: both volumes, unless a table has none."""

@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from mllm.dataset.annotations.files import read_annotations
 from mllm.dataset.builder import build_dataset
+from mllm.dataset.checking import check_splits
 from mllm.dataset.tasks.annotated import DetectionDataset
 from mllm.errors import ConfigError, DataError
 
@@ -131,17 +132,46 @@ def test_coco_is_read_as_by_pycocotools(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(images=[{"id": 7, "file_name": "a.png"}] * 2), "image 2 has the id 7, which an earlier image has"),
         (dict(categories=None), "'categories' must be a list of objects"),
-        (dict(annotations=[{"image_id": 9, "category_id": 3}]), "annotation 1 has the image_id 9, which no image has"),
-        (dict(annotations=[{"image_id": [7], "category_id": 3}]), r"has the image_id \[7\], which no image has"),
         (dict(annotations=[3]), "'annotations' must be a list of objects"),
-        (dict(annotations=[{"image_id": 7, "category_id": 4}]), "has the category_id 4, which no category has"),
+        (dict(images=[{"file_name": "a.png"}]), "an entry of 'images' has no id"),
     ],
 )
-def test_inconsistent_coco_files_are_refused(tmp_path, changes, message):
+def test_coco_files_of_another_form_are_refused(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         read_annotations(coco(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("list_of", "entry", "place", "message"),
+    [
+        ("images", {"id": 7, "file_name": "b.png"}, "image 3", "has the id 7, which an earlier image has"),
+        ("images", {"id": 9}, "image 3", "has no file_name"),
+        ("annotations", {"image_id": 9, "category_id": 3}, "annotation 4", "has the image_id 9, which no image has"),
+        ("annotations", {"image_id": [7], "category_id": 3}, "annotation 4", "has the image_id [7], which no image"),
+        (
+            "annotations",
+            {"image_id": 8, "category_id": 4},
+            "image 2",
+            "annotation 4 has the category_id 4, which no category",
+        ),
+    ],
+)
+def test_an_inconsistent_entry_of_coco_is_an_error_of_one_row(tmp_path, list_of, entry, place, message):
+    path = coco(tmp_path)
+    content = json.loads(path.read_text())
+    whole = len(read_annotations(path).images)
+    content[list_of].append(entry)
+    path.write_text(json.dumps(content))
+    images = read_annotations(path).images
+    (faulty,) = [image for image in images if image.error]
+    assert faulty.location == f"{path}, {place}" and message in faulty.error and not faulty.objects
+    assert len(images) == whole + (list_of == "images" or place.startswith("annotation"))
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    rows = check_splits({"train": build_dataset(dict(type="DetectionDataset", data_path=str(path)))}, skip=True)
+    ((_, row),) = rows.skipped()
+    assert row.startswith(f"{path}, {place}: ") and message in row
 
 
 @pytest.mark.parametrize("ids", [(7, 3, 5), ("7", "b", "a"), (7, "7", 1 << 70)])
@@ -150,13 +180,14 @@ def test_ids_of_coco_are_numbers_or_texts(tmp_path, ids):
     boxes = [{"image_id": ids[number], "category_id": 3, "bbox": [0, 0, 1, number + 1]} for number in (2, 0, 2, 1)]
     found = read_annotations(coco(tmp_path, images=images, annotations=boxes)).images
     assert [[item.box[3] for item in image.objects] for image in found] == [[1], [2], [3, 3]]
-    for changes, message in (
-        (dict(annotations=[{**boxes[0], "image_id": 8}]), "annotation 1 has the image_id 8, which no image has"),
-        (dict(images=[*images, images[1]]), f"image 4 has the id {ids[1]!r}, which an earlier image has"),
-        (dict(images=[{"file_name": "a.png"}]), "an entry of 'images' has no id"),
+    for changes, place, message in (
+        (dict(annotations=[*boxes, {**boxes[0], "image_id": 8}]), "annotation 5", "the image_id 8, which no image has"),
+        (dict(images=[*images, images[1]]), "image 4", f"has the id {ids[1]!r}, which an earlier image has"),
     ):
-        with pytest.raises(DataError, match=message):
-            read_annotations(coco(tmp_path, **{"images": images, "annotations": boxes, **changes}))
+        path = coco(tmp_path, **{"images": images, "annotations": boxes, **changes})
+        found = read_annotations(path).images
+        assert [[item.box[3] for item in image.objects] for image in found] == [[1], [2], [3, 3], []]
+        assert found[3].location == f"{path}, {place}" and message in found[3].error
 
 
 def test_annotations_in_any_order_take_little_memory(tmp_path):

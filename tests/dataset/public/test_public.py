@@ -509,6 +509,39 @@ def test_counts_and_lists_of_labels_of_flare_have_the_form_that_the_question_ask
     assert [data.sample(index).turns[-1].text for index in range(3)] == ["5", "12", "caries; crown"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "file", "split", "is_refused"),
+    [
+        ("training", "train", "train", False),
+        ("training", "train", "", False),
+        ("training", "train", "val", True),
+        ("validation-public", "val", "Val", False),
+        ("validation-public", "val", "validation-hidden", True),
+        ("validation-hidden", "val_withGT", "val", False),
+        ("testing", "test", "test", False),
+        ("testing", "test", "train", True),
+    ],
+)
+def test_a_split_column_of_flare_that_names_another_folder_is_an_error_of_its_row(
+    copy, folder, file, split, is_refused
+):
+    options, root = copy("FLAREDataset", rows=38)
+    place = root / folder / "Retinography" / "retino"
+    if folder != "training":
+        place.parent.mkdir(parents=True)
+        (root / "training" / "Retinography" / "retino").rename(place)
+        (place / "retino_questions_train.json").rename(place / f"retino_questions_{file}.json")
+    path = place / f"retino_questions_{file}.json"
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, "Split": split if n else ""} for n, entry in enumerate(entries)]))
+    data = build_dataset({**options, "split": folder, "sets": ["retino"]})
+    skipped = check_splits({folder: data}, skip=True).skipped()
+    assert len(skipped) == (len(entries) - 1 if is_refused else 0)
+    for _, message in skipped:
+        assert f"{path}, line" in message
+        assert message.endswith(f"field 'Split' is '{split}', but the row is in the folder {folder}")
+
+
 def test_unknown_flare_tasks_are_refused():
     with pytest.raises(DataError, match="unknown TaskType 'Clasification': did you mean 'classification'"):
         task_of("Clasification", "A")

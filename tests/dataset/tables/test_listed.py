@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm.dataset.tables.listed import ERROR, ListedRecords
+from mllm.dataset.tables.listed import ListedRecords
+from mllm.dataset.tables.records import ERROR
 from mllm.dataset.tasks.labels import PerLabelRecords
 from mllm.errors import DataError
 
@@ -14,7 +15,8 @@ from mllm.errors import DataError
 def test_reading_a_row_with_an_error_raises_it() -> None:
     rows = [{"image": "a.png", ERROR: "image a.png does not exist"}, {"image": "b.png", ERROR: ""}, {"image": "c.png"}]
     records = ListedRecords(Path("set"), rows, ["t.csv, line 2", "t.csv, line 3", "t.csv, line 4"])
-    assert [records.is_faulty(index) for index in range(3)] == [True, False, False]
+    assert records.row_or_error(0) == {ERROR: "image a.png does not exist"}
+    assert records.first_row() == {"image": "b.png"}
     with pytest.raises(DataError, match="^image a.png does not exist$"):
         records[0]
     assert [records[index]["image"] for index in (1, 2)] == ["b.png", "c.png"]
@@ -23,7 +25,7 @@ def test_reading_a_row_with_an_error_raises_it() -> None:
 def test_a_faulty_row_is_one_row_where_uncertain_labels_are_left_out() -> None:
     rows = [{ERROR: "no image"}, {"edema": "-1", "mass": "1"}, {"edema": "0", "mass": "-1"}]
     records = PerLabelRecords(ListedRecords(Path("set"), rows), ["edema", "mass"], certain=True)
-    assert [records.is_faulty(index) for index in range(len(records))] == [True, False, False]
+    assert [ERROR in records.row_or_error(index) for index in range(len(records))] == [True, False, False]
     assert [records[index]["label"] for index in (1, 2)] == ["mass", "edema"]
     with pytest.raises(DataError, match="no image"):
         records[0]

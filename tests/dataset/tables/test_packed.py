@@ -67,6 +67,7 @@ def test_rows_are_grouped_in_the_order_of_their_first_rows(keys):
     groups, expected = Groups(), {}
     for index, key in enumerate(keys):
         expected.setdefault(key, []).append(index)
-        assert groups.add(key, index) == list(expected).index(key)
+        groups.add(key, index)
+    assert [groups.number_of(place) for place in range(len(keys))] == [list(expected).index(key) for key in keys]
     assert list(groups) == list(expected.values()) and len(groups) == len(expected)
     assert groups.find("z") is None and all(groups[groups.find(key)] == expected[key] for key in keys)

@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mllm.dataset.builder import build_dataset
+from mllm.dataset.tables.records import ERROR
 from mllm.dataset.tables.refer import read_plain_pickle
 from mllm.errors import ConfigError, DataError
 
@@ -92,6 +93,22 @@ def test_files_that_do_not_match_are_refused(folder):
     (folder / "refs(unc).p").write_bytes(b"no pickle")
     with pytest.raises(DataError, match=r"refs\(unc\).p is refused"):
         dataset(folder)
+
+
+def test_a_damaged_annotation_or_reference_is_an_error_of_its_reference(folder):
+    rows = [row["img_path"] for row in dataset(folder).records]
+    instances = json.loads((folder / "instances.json").read_text())
+    references = read_plain_pickle(folder / "refs(unc).p")
+    instances["annotations"] = [
+        "x" if item["id"] == references[0]["ann_id"] else item for item in instances["annotations"]
+    ]
+    (folder / "instances.json").write_text(json.dumps(instances))
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([*references, "x"]))
+    data = dataset(folder)
+    errors = [row[ERROR] for row in map(data.records.row_or_error, range(len(data))) if ERROR in row]
+    assert "reference 1: " in errors[0] and "is missing in it or in" in errors[0]
+    assert errors[1:] == [f"{folder / 'refs(unc).p'}, reference {len(references) + 1} must be a dict, not a str"]
+    assert len(data) == len(rows) + 2 - len(references[0]["sentences"])
 
 
 @pytest.mark.parametrize("power", [40, 62])

@@ -12,6 +12,7 @@ from echo_files import write_camus
 from mllm.config.schema import DataArgs
 from mllm.dataset import builder
 from mllm.dataset.builder import build_dataset, build_datasets, use_miniatures
+from mllm.dataset.checking import check_splits
 from mllm.errors import ConfigError, DataError
 
 SPLITS = {"training": 4, "validation": 1, "testing": 2}
@@ -136,14 +137,17 @@ def test_missing_directories_and_files_are_refused(copies, tmp_path):
         open_dataset(copies["mhd"][0], fold=7)
     home = folder / "database_nifti" / patients[1].name
     (home / "Info_4CH.cfg").write_text("ED 1\n")
-    with pytest.raises(DataError, match=r"subgroup_training.txt, line 2 .*Info_4CH.cfg, line 1: must be 'Key: value'"):
-        open_dataset(folder)
+    with pytest.raises(DataError, match=r"subgroup_training.txt, line 2: .*Info_4CH.cfg, line 1: must be 'Key: value'"):
+        check_splits({"train": open_dataset(folder)})
+    data = open_dataset(folder)
+    assert len(check_splits({"train": data}, skip=True).skipped()) == 1
+    assert data.summary()["used"] == len(data) - 1
     (home / "Info_4CH.cfg").write_text("EF: good\n")
-    with pytest.raises(DataError, match=r"line 2 \(patient0002\): field 'EF' must be a number, not 'good'"):
-        open_dataset(folder)
+    with pytest.raises(DataError, match=r"line 2: patient0002: field 'EF' must be a number, not 'good'"):
+        open_dataset(folder).sample(1)
     shutil.rmtree(home)
-    with pytest.raises(DataError, match=r"line 2 \(patient0002\): .*patient0002 does not exist"):
-        open_dataset(folder)
+    with pytest.raises(DataError, match=r"line 2: patient0002: .*patient0002 does not exist"):
+        open_dataset(folder).sample(1)
 
 
 def test_size_and_augmentation(whole):

@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import re
 import shutil
 
 import numpy as np
@@ -234,7 +235,39 @@ def test_malformed_tables_are_refused_with_file_and_line(fresh, table, change, m
     folder, _ = fresh
     rewrite(folder / table, change)
     with pytest.raises(DataError, match=message):
-        open_dataset(folder)
+        check_splits({"train": open_dataset(folder)})
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "change", "message"),
+    [
+        ("FileList.csv", 3, lambda values: [*values, "x"], r"FileList.csv, line 3: \d+ values for \d+ columns"),
+        (
+            "FileList.csv",
+            3,
+            lambda values: [values[0], "high", *values[2:]],
+            r"List.csv, line 3: field 'EF' must be",
+        ),
+        (
+            "VolumeTracings.csv",
+            2,
+            lambda values: [*values[:-1], "x"],
+            r"FileList.csv, line \d: .*VolumeTracings.csv, line 2: must have four",
+        ),
+    ],
+)
+def test_a_damaged_row_of_a_table_is_an_error_of_one_video(fresh, table, line, change, message):
+    folder, _ = fresh
+    rows = len(open_dataset(folder))
+    lines = (folder / table).read_text().splitlines()
+    lines[line - 1] = ",".join(change(lines[line - 1].split(",")))
+    (folder / table).write_text("\n".join(lines))
+    data = open_dataset(folder)
+    report = check_splits({"train": data}, skip=True).reports["train"]
+    (skipped,) = report.skipped
+    assert re.search(message, skipped)
+    assert len(data) == rows
+    assert report.answers.rows == data.summary()["used"] == rows - 1
 
 
 def test_missing_columns_files_and_frames_are_refused(fresh):
