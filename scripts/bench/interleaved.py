@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,16 +29,22 @@ class Peak:
     bytes: int = 0
 
 
-@contextmanager
-def resident_memory() -> Iterator[Peak]:
+def resident_memory() -> AbstractContextManager[Peak]:
     """Sample the resident memory of this process in the block. `ru_maxrss` would include the peak of loading."""
-    peak, process, done = Peak(), psutil.Process(), threading.Event()
+    process = psutil.Process()
+    return sampled_memory(lambda: process.memory_info().rss)
+
+
+@contextmanager
+def sampled_memory(read: Callable[[], int]) -> Iterator[Peak]:
+    """Sample in the block the memory that a function returns, in bytes."""
+    peak, done = Peak(), threading.Event()
 
     def sample() -> None:
         ended = False
         while not ended:
             ended = done.wait(INTERVAL)
-            peak.bytes = max(peak.bytes, process.memory_info().rss)
+            peak.bytes = max(peak.bytes, read())
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()

@@ -555,7 +555,7 @@ def test_flare_reads_all_datasets_and_a_file_with_answers_instead_of_the_one_wit
     assert data.sample(0).turns[0].role == "system" and sum(data.summary()["rows by task"].values()) == 19
     (root / "training").rename(root / "validation-hidden")
     for file in root.rglob("*_questions_train.json"):
-        entries = json.loads(file.read_text())
+        entries = [{**entry, "Split": "val"} for entry in json.loads(file.read_text())]
         file.with_name(file.name.replace("train", "val_withGT")).write_text(json.dumps(entries))
         without = [{**entry, "Answer": ""} for entry in entries]
         file.rename(file.with_name(file.name.replace("train", "val"))).write_text(json.dumps(without))
