@@ -168,13 +168,17 @@ class PartedMetric(StreamingMetric):
         self._moved += len(units)
         self.forget()
 
-    def parts(self) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield the units of the answers and what `kept` returned of them, part by part in the order of the answers."""
+    def parts(self, is_reversed: bool = False) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield the units of the answers and what `kept` returned of them, part by part in the order of the answers.
+
+        Args:
+            is_reversed: The last part is the first one.
+        """
         if self._file is None:
             yield np.arange(self.pending()), self.kept()
             return
         assert not self.pending(), "all answers have groups"
-        yield from self._file
+        yield from reversed(self._file) if is_reversed else self._file
 
 
 class SumMetric(PartedMetric):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mllm.errors import ConfigError
-from mllm.metrics.base import REPORT, StreamingMetric, SumMetric, reads
+from mllm.metrics.base import REPORT, SumMetric, reads
 from mllm.metrics.packages import optional
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -122,46 +122,6 @@ class RougeL(TextMetric):
     def of_sums(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the mean."""
         return {"rouge_l": sums["score"] / sums["samples"]}
-
-
-@METRICS.register_module(name="cider")
-@reads("text")
-class CIDEr(StreamingMetric):
-    """Mean CIDEr-D of the samples, 0 to 10, by pycocoevalcap (Vedantam et al. 2015, arXiv:1411.5726).
-
-    Words are lower-case, without punctuation. Stanford's tokenizer, which pycocoevalcap runs before in Java, also
-    splits contractions. n-grams are weighted by the references of the whole split, also in the bootstrap. The words of
-    all texts are kept in memory.
-
-    Figures: `cider`, `failed` (empty answers) and `samples`.
-    """
-
-    tasks = frozenset({REPORT})
-    packages = ("pycocoevalcap",)
-
-    def __init__(self) -> None:
-        self._texts: list[tuple[str, str]] = []
-        self._scores: np.ndarray | None = None
-
-    def add(self, prediction: Answer, reference: Answer) -> None:
-        """Keep the words of an answer and its reference."""
-        self._texts.append((caption(prediction.text), caption(reference.text)))
-        self._scores = None
-
-    def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the figures [R] for the weights [R, N] of the samples."""
-        if self._scores is None and not any(reference for _, reference in self._texts):
-            self._scores = np.zeros(len(self._texts))  # pycocoevalcap cannot weight the n-grams of no word
-        if self._scores is None:
-            scorer = optional("pycocoevalcap.cider.cider_scorer").CiderScorer()
-            for text, reference in self._texts:
-                scorer += text, [reference]
-            self._scores = scorer.compute_score()[1]
-        return {"cider": weights @ self._scores / weights.sum(axis=1)}
-
-    def counts(self) -> dict[str, float]:
-        """Return the number of empty answers and of samples."""
-        return {"failed": sum(not text for text, _ in self._texts), "samples": len(self._texts)}
 
 
 @METRICS.register_module(name="meteor")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import tempfile
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ UNITS = 16_384
 """Number of groups of patients. The standard error of an interval's width by the choice of groups is 0.6 %."""
 _MERGED = 1_000_000
 """Number of entries from which equal ones are merged."""
+_RANGES = 256
+"""Number of ranges of equal width into which keys of 64 bits are divided in a file."""
 
 
 def hash_of(text: str) -> int:
@@ -46,7 +50,7 @@ class PartFile:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._starts: list[int] = []
+        self._starts = array("q")
         self._end = 0
 
     def append(self, part: Any) -> None:
@@ -64,10 +68,20 @@ class PartFile:
         self._starts.append(self._end)
         self._end = self._file.tell()
 
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return len(self._starts)
+
     def __iter__(self) -> Iterator[Any]:
-        for start in self._starts:
-            self._file.seek(start)
-            yield pickle.load(self._file)
+        return map(self.part, range(len(self)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return map(self.part, reversed(range(len(self))))
+
+    def part(self, number: int) -> Any:
+        """Return a part by its number, from 0."""
+        self._file.seek(self._starts[number])
+        return pickle.load(self._file)
 
 
 class ColumnSums:
@@ -121,3 +135,64 @@ class EntrySums:
         keys, places = np.unique(keys, return_inverse=True)
         self._keys, self._values = [keys], [np.bincount(places, values, len(keys))]
         self._size = 0
+
+
+class KeyCounts:
+    """Sums of numbers by keys of 64 bits, which are uniform, such as hashes.
+
+    Of more than a million keys the sums are moved to a temporary file, in the order of the keys.
+
+    Args:
+        columns: Number K of numbers that a key has.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._keys, self._values = [np.zeros(0, np.uint64)], [np.zeros((0, columns), np.int64)]
+        self._size = 0
+        self._file: PartFile | None = None
+
+    def add(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Add numbers [E, K] to the sums of keys [E]."""
+        self._keys.append(np.asarray(keys, np.uint64))
+        self._values.append(np.asarray(values, np.int64))
+        self._size += len(keys)
+        if self._size > _MERGED:
+            self._merge()
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield different keys in increasing order, [E], and their sums, [E, K], some at a time."""
+        if self._file is None:
+            yield _merged(self._keys, self._values)
+            return
+        self._move()
+        for first in range(_RANGES):
+            parts = [self._file.part(number) for number in range(first, len(self._file), _RANGES)]
+            yield _merged([keys for keys, _ in parts], [values for _, values in parts])
+
+    def _merge(self) -> None:
+        keys, values = _merged(self._keys, self._values)
+        self._keys, self._values, self._size = [keys], [values], len(keys)
+        if self._size > _MERGED // 2:
+            self._move()
+
+    def _move(self) -> None:
+        """Write the sums in memory to the file, one part for each range of keys."""
+        keys, values = _merged(self._keys, self._values)
+        self._file = self._file or PartFile()
+        starts = (np.arange(_RANGES, dtype=np.uint64) << np.uint64(56)).astype(np.uint64)
+        places = [*np.searchsorted(keys, starts).tolist(), len(keys)]
+        for start, end in pairwise(places):
+            self._file.append((keys[start:end], values[start:end]))
+        self._keys, self._values = [keys[:0]], [values[:0]]
+        self._size = 0
+
+
+def _merged(keys: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different keys in increasing order and the sums of their values."""
+    all_keys, all_values = np.concatenate(keys), np.concatenate(values)
+    order = np.argsort(all_keys, kind="stable")
+    different, starts = np.unique(all_keys[order], return_index=True)
+    if not len(different):
+        return different, all_values[:0]
+    return different, np.add.reduceat(all_values[order], starts, axis=0)

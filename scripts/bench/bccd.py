@@ -26,7 +26,7 @@ from mllm.config.hardware import installed
 from mllm.engine.predictions import answers_of, read_predictions
 from mllm.metrics.bootstrap import interval, resampled_weights
 from mllm.metrics.coco import CocoAP
-from mllm.metrics.probabilities import AUROC
+from mllm.metrics.rankings import AUROC
 from mllm.structures import Answer, Mark
 
 SOURCE = "https://github.com/Shenggan/BCCD_Dataset"

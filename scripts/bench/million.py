@@ -4,7 +4,7 @@
     python scripts/bench/million.py --alone --metrics accuracy mae auroc
 
 Predictions are generated, and scored, written, shown and compared in a process of its own for each number of rows.
-With `--alone` each metric reads them one by one in a process of its own. README.md has the figures.
+With `--alone` each metric, or all, reads them one by one in a process of its own. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import argparse
 import json
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
+import numpy as np
 import psutil
 from interleaved import in_fresh_process, machine
 
@@ -29,9 +32,9 @@ from mllm.engine.evaluation import score_split
 from mllm.engine.strata import Column, stratified
 from mllm.engine.unfinished import UnfinishedPredictions
 from mllm.files import json_line, write_json
-from mllm.metrics.base import content_read
+from mllm.metrics.base import REPORT, content_read
 from mllm.metrics.bootstrap import RESAMPLES
-from mllm.metrics.scoring import Series, is_streaming
+from mllm.metrics.scoring import Series, is_streaming, tasks_of
 from mllm.predict.metrics import find_metrics
 from mllm.predict.writer import write_predictions
 from mllm.registry import METRICS
@@ -40,23 +43,20 @@ from mllm.report.run.page import write_report
 from mllm.structures import Answer, Mark
 
 CLASSES = ("no finding", "edema", "pneumonia", "effusion")
-LEFT_OUT = {
-    "meteor": "Java",
-    "dice": "images",
-    "iou": "images",
-    "hd95": "images",
-    "nsd": "images",
-    "res": "images",
-    "coco_ap": "keeps all boxes",
-    "cider": "keeps all words",
-}
-"""Metrics that are not measured, and the reason."""
+WORDS = tuple(f"word{number}" for number in range(2000))
+REPEATED = list(accumulate(1 / (1 + number) for number in range(len(WORDS))))
+"""Cumulative weights of the words: the word at place n is as frequent as 1 / n (Zipf)."""
+PART = 1000
+"""Number of answers that are generated before they are added to a metric."""
+
+
+MASKS = tuple(np.indices((24, 24)).sum(axis=0) % 13 > end for end in (3, 5))
 
 
 def answers(name: str, rows: int, patient: int) -> Iterator[tuple[Answer, Answer]]:
     """Yield prediction and reference of each row for a metric; `patient` rows have one patient.
 
-    A tenth of the rows has an answer of its own, nine in ten are of a few classes.
+    A tenth of the rows has an answer of its own, nine in ten are of a few classes. Reports have 15 words.
     """
     draws, content = random.Random(0), content_read(METRICS.find(name))
     for number in range(rows):
@@ -64,7 +64,13 @@ def answers(name: str, rows: int, patient: int) -> Iterator[tuple[Answer, Answer
         true, said = draws.choice(CLASSES), draws.choice(CLASSES)
         scores: dict[str, float] = {}
         marks: tuple[list[Mark], list[Mark]] = [], []
-        if content in ("number", "measures"):
+        if tasks_of(METRICS.find(name)) == {REPORT}:
+            true = " ".join(draws.choices(WORDS, cum_weights=REPEATED, k=15))
+            said = " ".join([*true.split()[: draws.randrange(15)], *draws.choices(WORDS, cum_weights=REPEATED, k=5)])
+        elif content == "mask":
+            marks = [Mark(mask=MASKS[number % 2])], [Mark(mask=MASKS[0])]
+            true = said = "<mask>"
+        elif content in ("number", "measures"):
             value = draws.gauss(55, 10)
             unit = "EF {:.1f} %" if content == "measures" else "{:.1f}"
             true, said = unit.format(value), unit.format(value + draws.gauss(0, 4))
@@ -93,14 +99,13 @@ def alone(name: str, rows: int, patient: int, resamples: int) -> dict[str, float
         series.add(*pair)
     series.result(2)
     series, memory = Series(METRICS.find(name)), psutil.Process().memory_info().rss
-    start = time.process_time()
-    for _ in answers(name, rows, patient):
-        pass
-    generated = time.process_time() - start
-    start = time.process_time()
-    for pair in answers(name, rows, patient):
-        series.add(*pair)
-    added, kept = time.process_time() - start - generated, psutil.Process().memory_info().rss - memory
+    added, pairs = 0.0, answers(name, rows, patient)
+    while part := list(islice(pairs, PART)):
+        start = time.process_time()
+        for pair in part:
+            series.add(*pair)
+        added += time.process_time() - start
+    kept = psutil.Process().memory_info().rss - memory
     start = time.process_time()
     series.result(resamples)
     return {"add": added, "kept": kept / 1e6, "intervals": time.process_time() - start, "peak": peak(memory)}
@@ -109,6 +114,11 @@ def alone(name: str, rows: int, patient: int, resamples: int) -> dict[str, float
 def peak(memory: int) -> float:
     """Return the growth of the largest memory of this process in megabytes."""
     return max(0.0, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1e6
+
+
+def without_java() -> set[str]:
+    """Return the metrics that cannot be computed, because Java is not installed."""
+    return set() if shutil.which("java") else {"meteor"}
 
 
 class Split:
@@ -160,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+", help="metrics (default: two of classes, or with --alone all)")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    streaming = [name for name in METRICS.names() if is_streaming(METRICS.find(name)) and name not in LEFT_OUT]
+    streaming = [name for name in METRICS.names() if is_streaming(METRICS.find(name)) and name not in without_java()]
     names = options.metrics or (streaming if options.alone else ["accuracy", "balanced_accuracy"])
     if options.result:
         rows, patient = options.rows[0], options.patient

@@ -14,7 +14,7 @@ from mllm.engine.feature_computer import FeatureComputer
 from mllm.engine.option_scores import candidates_of, score_sample
 from mllm.errors import ConfigError, DataError
 from mllm.metrics.classification import Accuracy
-from mllm.metrics.probabilities import AUROC
+from mllm.metrics.rankings import AUROC
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.image_features import POOLED
 from mllm.structures import Sample, Turn

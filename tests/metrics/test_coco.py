@@ -52,8 +52,11 @@ def scene():
     return predictions, references
 
 
-def by_file(predictions, references, folder, kind):
-    """Return the reference figures: files of annotations and results, COCO.loadRes and COCOeval."""
+def by_file(predictions, references, folder, kind, samples=()):
+    """Return the reference figures: files of annotations and results, COCO.loadRes and COCOeval.
+
+    `samples` are those of the predictions, of which some are copies: their objects follow each other by their scores.
+    """
 
     def rows(answers):
         marks = [(image, mark) for image, one in enumerate(answers) for mark in one.marks]
@@ -66,7 +69,12 @@ def by_file(predictions, references, folder, kind):
     images = [{"id": image, "height": SIZE[0], "width": SIZE[1]} for image in range(len(references))]
     truth = {"info": {}, "images": images, "categories": [{"id": 1}], "annotations": list(rows(references))}
     (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps([{**row, "score": 1.0} for row in rows(predictions)]))
+    found = list(rows(predictions))
+    if samples:
+        positions = [position for one in predictions for position in range(len(one.marks))]
+        keys = [(samples[row["image_id"]], position) for row, position in zip(found, positions, strict=True)]
+        found = [{**row, "score": -float(sorted(set(keys)).index(key))} for row, key in zip(found, keys, strict=True)]
+    (folder / "found.json").write_text(json.dumps([{"score": 1.0, **row} for row in found]))
     with contextlib.redirect_stdout(io.StringIO()):
         table = COCO(str(folder / "truth.json"))
         evaluation = COCOeval(table, table.loadRes(str(folder / "found.json")), kind)
@@ -87,19 +95,22 @@ def test_average_precision_equals_pycocotools(scene, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_bootstrap_samples_equal_pycocotools_with_repeated_images(scene, tmp_path):
-    """Images are drawn several times or not at all; a copy is an image of its own."""
+@pytest.mark.parametrize("cells", [5, 30, 10_000])
+def test_bootstrap_samples_equal_pycocotools_with_repeated_images(scene, tmp_path, monkeypatch, cells):
+    """Images are drawn several times or not at all; an object of a copy follows the same object."""
     predictions, references = scene
     metric = CocoAP()
     for pair in zip(predictions, references, strict=True):
         metric.add(*pair)
     rng = np.random.default_rng(1)
     weights = np.stack([np.bincount(rng.integers(0, 10, 10), minlength=10) for _ in range(5)])
+    monkeypatch.setattr("mllm.metrics.coco.CELLS", cells)
     figures = metric.figures(weights.astype(float))
     for number, row in enumerate(weights):
         copies = [i for i, count in enumerate(row) for _ in range(count)]
         for kind, name in (("bbox", "box"), ("segm", "mask")):
-            expected = by_file([predictions[i] for i in copies], [references[i] for i in copies], tmp_path, kind)
+            drawn = [[answers[i] for i in copies] for answers in scene]
+            expected = by_file(*drawn, tmp_path, kind, copies)
             values = [figures[f"{name}_{key}"][number] for key in ("AP", "AP50", "AP75")]
             assert values == pytest.approx(list(expected), abs=1e-9)
     assert len(set(figures["box_AP"])) == 5

@@ -10,7 +10,8 @@ from scores import score
 
 from mllm.errors import ConfigError
 from mllm.metrics.base import StreamingMetric
-from mllm.metrics.overlap import BLEU, METEOR, ChrF, CIDEr, ExactMatch, RougeL, TokenF1, meteor_score
+from mllm.metrics.cider import CIDEr
+from mllm.metrics.overlap import BLEU, METEOR, ChrF, ExactMatch, RougeL, TokenF1, meteor_score
 
 REFERENCES = [
     "Heart size is normal without pleural effusion.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scores import points
 
 from mllm.metrics.base import PartedMetric, content_read
-from mllm.metrics.parts import UNITS, EntrySums, PartFile, unit_of
+from mllm.metrics.parts import UNITS, EntrySums, KeyCounts, PartFile, unit_of
 from mllm.metrics.scoring import Series
 from mllm.registry import METRICS
 from mllm.structures import Answer, Mark
@@ -21,6 +22,7 @@ CLASSES = ("no finding", "edema", "pneumonia", "effusion")
 METRIC_NAMES = (
     *("accuracy", "balanced_accuracy", "choice", "short_answer", "f1", "chexpert_f1", "exact_match", "bleu"),
     *("mae", "r2", "limits_of_agreement", "measures", "ece", "brier", "detection_f1"),
+    *("auroc", "auprc", "sensitivity_at_specificity", "cider", "coco_ap"),
 )
 
 
@@ -45,7 +47,7 @@ def pairs(name: str, count: int, per_patient: int = 3) -> Iterator[tuple[Answer,
             said = said if draws.random() < 0.9 else "unclear"
         elif name in ("f1", "chexpert_f1"):
             true, said = f"{true}; effusion", f"effusion; {said}"
-        elif content == "objects":
+        elif content in ("objects", "box"):
             marks = [(Mark(box=(0, 0, 10, 10 + end)),) for end in (0, draws.choice([0, 30]))]
         elif METRICS.find(name).needs_scores:
             parts = [draws.random() for _ in CLASSES]
@@ -145,3 +147,38 @@ def test_rows_without_patients_have_intervals_whatever_their_order(monkeypatch: 
         widths.append(figures["exact_match_ci_high"] - figures["exact_match_ci_low"])
     expected = 2 * 1.96 * np.sqrt(0.75 * 0.25 / len(draws))
     assert widths == pytest.approx([expected, expected], rel=0.2)
+
+
+@pytest.mark.parametrize("merged", [10, 100, 10_000])
+def test_numbers_of_equal_keys_are_summed_in_memory_and_in_a_file(merged: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllm.metrics.parts._MERGED", merged)
+    rng = np.random.default_rng(0)
+    pool = rng.integers(0, 2**64, 60, np.uint64)
+    counts, expected = KeyCounts(2), dict[int, np.ndarray]()
+    for _ in range(40):
+        keys, values = rng.choice(pool, 7), rng.integers(0, 9, (7, 2))
+        counts.add(keys, values)
+        for key, row in zip(keys.tolist(), values, strict=True):
+            expected[key] = expected.get(key, 0) + row
+    for _ in range(2):  # it is read again, also after more numbers
+        parts = list(counts)
+        keys, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
+        assert keys.tolist() == sorted(expected)
+        assert sums.tolist() == [expected[key].tolist() for key in sorted(expected)]
+        assert (len(parts) > 1) == (merged < 200)
+        counts.add(pool[:1], np.array([[1, 2]]))
+        expected[int(pool[0])] = expected.get(int(pool[0]), 0) + np.array([1, 2])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "mae", "auroc", "brier", "ece", "cider", "coco_ap", "detection_f1"])
+def test_memory_does_not_grow_with_the_answers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 more answers may leave 5 bytes each, such as the places of parts in a file."""
+    monkeypatch.setattr("mllm.metrics.scoring.FEW", 500)
+    series, sizes = Series(METRICS.find(name)), []
+    tracemalloc.start()
+    for number, pair in enumerate(pairs(name, 4500), start=1):
+        series.add(*pair)
+        if number in (2500, 4500):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 10_000

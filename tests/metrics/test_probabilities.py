@@ -8,7 +8,9 @@ from scores import score
 from sklearn import metrics as sklearn_metrics
 
 from mllm.errors import ConfigError
-from mllm.metrics.probabilities import AUPRC, AUROC, ECE, Brier, SensitivityAtSpecificity
+from mllm.metrics.probabilities import ECE, Brier
+from mllm.metrics.rankings import AUPRC, AUROC, SensitivityAtSpecificity
+from mllm.metrics.scoring import Series
 from mllm.structures import Answer
 
 NAMES = ["benign", "malignant", "normal"]
@@ -74,3 +76,39 @@ def test_calibration_error_of_two_bins() -> None:
 def test_generated_answers_have_no_probabilities() -> None:
     with pytest.raises(ConfigError, match="need the probabilities of options: set data_args.gen_kwargs.scoring"):
         score(AUROC, ["yes"], ["no"])
+
+
+@pytest.mark.parametrize(("few", "cells", "block", "together"), [(7, 9, 5, 12), (40, 64, 8, 1), (1000, 500, 11, 60)])
+def test_rankings_in_blocks_are_those_of_scikit_learn(
+    few: int, cells: int, block: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many equal probabilities, questions with different options, and options that only one question has."""
+    for name, value in {"_CELLS": cells, "BLOCK": block, "SORTED": together}.items():
+        monkeypatch.setattr(f"mllm.metrics.rankings.{name}", value)
+    monkeypatch.setattr("mllm.metrics.scoring.FEW", few)
+    rng = np.random.default_rng(4)
+    shares = {name: ([], []) for name in (*NAMES, "other")}  # class -> probabilities and truth
+    series = {entry: Series(entry) for entry in (AUROC, AUPRC, SensitivityAtSpecificity)}
+    for number in range(150):
+        options = [*rng.choice([*NAMES, "other"], 3, replace=False).tolist(), f"only {number}"]
+        probabilities = np.round(rng.dirichlet([1, 1, 1, 0.2]), 1)
+        target = options[int(rng.choice(3))]
+        for option, probability in zip(options[:3], probabilities, strict=False):
+            shares[option][0].append(probability)
+            shares[option][1].append(option == target)
+        for own in series.values():
+            own.add(Answer("", scores=dict(zip(options, probabilities.tolist(), strict=True))), Answer(target))
+    figures = {name: value for own in series.values() for name, value in own.result(3).items()}
+    areas = [sklearn_metrics.roc_auc_score(truth, probabilities) for probabilities, truth in shares.values()]
+    precisions = [sklearn_metrics.average_precision_score(truth, scores) for scores, truth in shares.values()]
+    curves = [sklearn_metrics.roc_curve(truth, scores, drop_intermediate=False) for scores, truth in shares.values()]
+    assert figures["auroc"] == pytest.approx(np.mean(areas), abs=1e-9)
+    assert figures["auprc"] == pytest.approx(np.mean(precisions), abs=1e-9)
+    for level in (0.9, 0.95):
+        expected = np.mean([tpr[1 - fpr >= level - 1e-12].max() for fpr, tpr, _ in curves])
+        assert figures[f"sensitivity@specificity{level}"] == pytest.approx(expected, abs=1e-9)
+    assert figures["classes"] == 4 + 150
+    ranking = series[AUROC].metric.rankings()[0]
+    true, false = ranking.curve(series[AUROC].metric.units)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(shares[ranking.name][1], shares[ranking.name][0], drop_intermediate=False)
+    assert np.allclose(true / ranking.targets, tpr[1:]) and np.allclose(false / ranking.others, fpr[1:])

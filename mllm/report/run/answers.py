@@ -18,7 +18,8 @@ from mllm.metrics.detection import GreedyDetectionF1
 from mllm.metrics.measures import Measures
 from mllm.metrics.numbers import NORMAL_95, NumberMetric
 from mllm.metrics.parts import hash_of
-from mllm.metrics.probabilities import AUROC, ECE, curve
+from mllm.metrics.probabilities import ECE
+from mllm.metrics.rankings import AUROC
 from mllm.metrics.scoring import Series, tasks_of
 from mllm.metrics.segmentation import Dice
 from mllm.registry import METRICS
@@ -85,17 +86,16 @@ def probability_charts(rows: Sequence[Row]) -> list[Chart]:
     if not any(row.get("scores") for row in rows):
         return []
     ranks, calibration = (_added(entry, (row for row in rows if row.get("scores"))) for entry in (AUROC, ECE))
-    rankings = list(ranks.rankings())
-    by_size = sorted(rankings, key=lambda ranking: -int(ranking[3].sum()))[:MAX_CURVES]
+    rankings = ranks.rankings()
+    by_size = sorted(rankings, key=lambda ranking: -ranking.targets)[:MAX_CURVES]
     roc: list[Line | Dots] = [Line("chance", [0, 1], [0, 1], -1, is_dashed=True)]
     recall: list[Line | Dots] = []
     areas = []
-    for number, (name, _, scores, is_target) in enumerate(by_size):
-        weights = np.ones((1, len(scores)))
-        true, false = (part[0] for part in curve(weights, scores, is_target))
-        area = float(ranks.of_ranking(weights, scores, is_target)["auroc"][0])
+    for number, ranking in enumerate(by_size):
+        name, area = ranking.name, float(ranks.of_ranking(np.ones((1, ranks.units)), ranking)["auroc"][0])
         if not math.isfinite(area):
             continue
+        true, false = ranking.curve(ranks.units)
         areas.append(f"{name} {area:.3f}")
         x, y = (np.concatenate([[0.0], part / part[-1]]) for part in (false, true))
         roc.append(Line(f"{name} (AUROC {area:.3f})", x, y, number))
