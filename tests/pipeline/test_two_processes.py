@@ -46,17 +46,18 @@ class Mixed(SampleDataset):
         words = "lesion " * (1 + 5 * (index % 4))
         return Sample([Turn("user", "<image>" * len(images) + words), Turn("assistant", words)], images)
 
-forward = MultimodalTrainer.compute_loss
-
-def die(trainer, *inputs, **options):
-    """Kill this process after a forward pass of the fifth update."""
-    loss = forward(trainer, *inputs, **options)
-    if trainer.state.global_step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
+def dying_in(name):
+    """Kill this process at the end of a method of the trainer after the fourth update."""
+    method = getattr(MultimodalTrainer, name)
+    def die(trainer, *inputs, **options):
+        result = method(trainer, *inputs, **options)
+        if trainer.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(MultimodalTrainer, name, die)
 
 if os.environ.get("KILLED_RANK", "") == os.environ.get("RANK"):
-    MultimodalTrainer.compute_loss = die
+    dying_in(os.environ["KILLED_IN"])
 '''
 # Nine samples in updates of four: the last update has one sample, and the second process a placeholder.
 MORE = """
@@ -75,14 +76,15 @@ def _start(processes: int, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-def _launch_and_kill(*arguments: str) -> None:
-    """Start two processes by `mllm launch`, as a user does, of which the second dies in the fifth update."""
+def _launch_and_kill(rank: int, method: str, *arguments: str) -> None:
+    """Start two processes by `mllm launch`, as a user does, of which one dies in a method after the fourth update."""
     command = [str(CHECKOUT / "mllm/pipeline/launch.py"), "--nproc_per_node=2", "train", *arguments]
     command += ["training_args.per_device_train_batch_size=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", "KILLED_RANK": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
+    environment |= {"KILLED_RANK": str(rank), "KILLED_IN": method}
     ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 128 + signal.SIGKILL, ended.stderr[-3000:]
-    assert ended.stderr.splitlines()[-1].startswith("process 1 was ended by SIGKILL")
+    assert ended.stderr.splitlines()[-1].startswith(f"process {rank} was ended by SIGKILL")
     assert "another process ended" not in ended.stderr and "Traceback" not in ended.stderr
     assert ended.stderr.count("compute_metric has no effect") == 1, "the first process alone warns about the config"
 
@@ -110,7 +112,10 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     whole, losses = _adapter("two"), _rows("two", "loss")
     for path in [Path("two/checkpoint-4"), Path("two/checkpoint-5"), Path("two/adapter")]:
         shutil.rmtree(path)
-    _launch_and_kill(config, "--resume", "--cfg-options", "training_args.output_dir=two")
+    resumed = [config, "--resume", "--cfg-options", "training_args.output_dir=two"]
+    _launch_and_kill(0, "_save_optimizer_and_scheduler", *resumed)
+    assert newest_checkpoint(Path("two")) == Path("two/checkpoint-3"), "the next one was not complete"
+    _launch_and_kill(1, "compute_loss", *resumed)
     assert newest_checkpoint(Path("two")) == Path("two/checkpoint-4"), "it is complete"
     _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == losses
