@@ -85,6 +85,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Forget the files that earlier tests were warned of: a process names a limited number of files, each once."""
+    if notices := sys.modules.get("mllm.dataset.readers.notices"):
+        notices._noticed.clear()
+        notices._counts.clear()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup() -> None:
     seed_generators()
 

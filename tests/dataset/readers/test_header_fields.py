@@ -25,13 +25,6 @@ GRAY = np.arange(1600, dtype=np.uint16).reshape(40, 40)
 TEXTS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 
 
-@pytest.fixture
-def new_run(monkeypatch):
-    """Forget the files that earlier tests were warned of."""
-    monkeypatch.setattr(notices, "_noticed", set())
-    monkeypatch.setattr(notices, "_counts", type(notices._counts)())
-
-
 def write_texts(path):
     """Write a DICOM file with a canary in every text element of the dictionary, private elements, and sequences."""
     write_dicom(path, GRAY, Modality="CT", WindowCenter=5, WindowWidth=0, RescaleSlope=0, RescaleIntercept=0)
@@ -95,7 +88,7 @@ def changes(data, rng):
             yield data.replace(term, CANARY.ljust(len(term))[: len(term)].encode(), 1)
 
 
-def test_texts_of_headers_do_not_reach_messages_logs_or_images(tmp_path, caplog, recwarn, new_run):
+def test_texts_of_headers_do_not_reach_messages_logs_or_images(tmp_path, caplog, recwarn):
     caplog.set_level(logging.DEBUG)
     rng = np.random.default_rng(0)
     refused = 0
@@ -153,14 +146,14 @@ def test_messages_take_values_of_headers_from_the_list_only():
         ({"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.1"}, ""),
     ],
 )
-def test_the_first_file_with_text_in_its_pixels_is_named(tmp_path, caplog, new_run, tags, message):
+def test_the_first_file_with_text_in_its_pixels_is_named(tmp_path, caplog, tags, message):
     for name in ("a.dcm", "b.dcm", "a.dcm"):
         read_images(write_dicom(tmp_path / name, GRAY, **tags))
     assert caplog.text.count("text in its pixels") == bool(message)
     assert (f"a.dcm {message}" if message else "") in caplog.text and "b.dcm" not in caplog.text
 
 
-def test_the_kinds_of_warnings_of_a_row_are_collected_although_they_are_not_logged_again(tmp_path, new_run):
+def test_the_kinds_of_warnings_of_a_row_are_collected_although_they_are_not_logged_again(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", GRAY, BurnedInAnnotation="YES", WindowCenter=0, WindowWidth=0)
     for _ in range(2):
         with notices.collected() as kinds:

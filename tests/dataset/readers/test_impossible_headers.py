@@ -13,17 +13,11 @@ from medical_files import read_gray, write_dicom, write_nifti, write_png
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from mllm.dataset.readers import notices, read_images
+from mllm.dataset.readers import read_images
 from mllm.errors import DataError
 
 GRADIENT = np.arange(-1100, 1100, 2, dtype=np.int16)[:1024].reshape(32, 32)
 FULL = np.rint((GRADIENT - GRADIENT.min()) / (GRADIENT.max() - GRADIENT.min()) * 255)
-
-
-@pytest.fixture(autouse=True)
-def nothing_noticed(monkeypatch):
-    monkeypatch.setattr(notices, "_noticed", set())
-    monkeypatch.setattr(notices, "_counts", notices.Counter())
 
 
 @pytest.mark.parametrize(
