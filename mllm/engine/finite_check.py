@@ -151,8 +151,16 @@ def non_finite_error(args: TrainingArguments, step: int, name: str, value: float
 
 
 def _all_finite(gradients: list[Tensor]) -> Tensor | None:
-    """Return a flag on the device, []: True if all values are finite. None without gradients."""
+    """Return a flag on the device, []: True if all values are finite. None without gradients.
+
+    FSDP divides gradients among processes. Each one reduces its own parts, and one exchange combines the flags:
+    operations on a `DTensor` would exchange one flag per gradient.
+    """
     if not gradients:
         return None
-    flag = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
-    return flag.full_tensor() if isinstance(flag, DTensor) else flag
+    parts = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    flag = torch.stack([part.isfinite().all() for part in parts]).all()
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        flag = flag.float()
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return flag.bool()

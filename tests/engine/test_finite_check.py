@@ -1,7 +1,11 @@
 """Tests of the check for non-finite losses and gradients."""
 
+import multiprocessing
+from pathlib import Path
+
 import pytest
 import torch
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from transformers import TrainerCallback
 
 from mllm.engine import finite_check
@@ -138,3 +142,30 @@ def test_only_fused_adam_skips_on_the_device(make_trainer):
         trainer.train()
         assert skips_non_finite_steps(trainer.optimizer) is expected, name
         assert not skips_non_finite_steps(trainer.optimizer.optimizer)
+
+
+def _check_divided(rank: int, folder: Path) -> None:
+    """Check divided gradients in one of two processes, and write the flags and the number of exchanges."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    exchanges, exchange, flags = [], torch.distributed.all_reduce, []
+    for value in (1.0, float("nan"), float("inf")):
+        whole = torch.ones(4, 3)
+        whole[3, 1] = value  # in the part of the second process
+        gradients = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in (torch.ones(1), whole, torch.ones(5, 2))]
+        gradients.append(distribute_tensor(torch.ones(2), mesh, [Replicate()]))
+        torch.distributed.all_reduce = lambda *inputs: (exchanges.append(1), exchange(*inputs))
+        flags.append(bool(finite_check._all_finite(gradients)))
+        torch.distributed.all_reduce = exchange
+    (folder / f"{rank}").write_text(f"{flags} {len(exchanges)}")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_non_finite_part_on_one_process_is_reported_on_all_after_one_exchange(tmp_path):
+    context = multiprocessing.get_context("fork")  # has imported PyTorch
+    processes = [context.Process(target=_check_divided, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [(tmp_path / f"{rank}").read_text() for rank in range(2)] == ["[True, False, False] 3"] * 2
