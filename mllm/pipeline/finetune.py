@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tiny",
         action="store_true",
-        help="replace checkpoints and absent data by tiny generated ones, and make at most 6 updates",
+        help="replace checkpoints and absent data by tiny generated ones; at most 6 updates, and short answers",
     )
     parser.add_argument("--resume", action="store_true", help="continue the last run from its newest checkpoint")
     parser.add_argument(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mllm.config.hardware import CHECKOUT, Hardware, check_packages, check_versions, detect
 from mllm.config.reading import read_config
 from mllm.config.rules import apply_rules
-from mllm.config.schema import RunConfig
+from mllm.config.schema import DataArgs, GenerationArgs, RunConfig
 from mllm.errors import ConfigError
 from mllm.family import FAMILIES
 from mllm.run_files import MINIATURE, runs_of
@@ -19,6 +20,8 @@ CHECKPOINTS = Path("ckpt")
 SHIPPED_BASES = CHECKOUT / "config" / "_base_"
 TINY_RANK = 4
 """Rank of the tiny adapter that replaces `adapter_path`."""
+TINY_TOKENS = 8
+"""Maximum number of tokens of an answer with `--tiny`: those of a random model mean nothing."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,9 @@ def prepare_args(
 ) -> tuple[RunConfig, Hardware]:
     """Return the config at `path` with overrides, checked against the rules and adapted to the hardware.
 
-    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, and absent data of the shipped bases by generated
-    miniatures. With `loads_model`, the compiled packages are checked as well, which imports PyTorch.
+    With `tiny`, checkpoints are replaced by tiny ones in `ckpt/`, absent data of the shipped bases by generated
+    miniatures, and answers are short. With `loads_model`, the compiled packages are checked as well, which imports
+    PyTorch.
     """
     check_versions()
     config = read_config(path, overrides)  # before any slow import, so that a mistake is reported at once
@@ -59,7 +63,7 @@ def write_named_tiny(config: RunConfig) -> None:
 
 
 def with_tiny_parts(config: RunConfig) -> RunConfig:
-    """Return the config with tiny checkpoints, and miniatures instead of absent data of shipped bases."""
+    """Return the config with tiny checkpoints, miniatures for absent data of shipped bases, and short answers."""
     from mllm.dataset.builder import use_miniatures
     from mllm.tiny.checkpoints import ensure_tiny
 
@@ -85,9 +89,25 @@ def with_tiny_parts(config: RunConfig) -> RunConfig:
         logger.info("--tiny: %s replaces the adapter %s", adapter, model.adapter_path)
         changes["model_args.adapter_path"] = str(adapter)
     changes["data_args"] = use_miniatures(
-        config.data_args, runs_of(config.name) / MINIATURE, lambda key: _is_shipped(config, key)
+        _with_short_answers(config), runs_of(config.name) / MINIATURE, lambda key: _is_shipped(config, key)
     )
     return config.replaced(**changes)
+
+
+def _with_short_answers(config: RunConfig) -> DataArgs:
+    """Return `data_args` with answers of at most `TINY_TOKENS`, unless the command line sets their length."""
+    data, key = config.data_args, ("data_args", "gen_kwargs", "max_new_tokens")
+    tokens = data.gen_kwargs.get(key[-1], GenerationArgs.max_new_tokens)
+    is_overridden = key[-1] in data.gen_kwargs and config.origin(*key).startswith("--cfg-options")
+    if data.test is None or config.model_args.part == "vision" or tokens <= TINY_TOKENS or is_overridden:
+        return data
+    logger.info(
+        "--tiny: answers of at most %d tokens instead of %d; set another number with --cfg-options %s=N",
+        TINY_TOKENS,
+        tokens,
+        ".".join(key),
+    )
+    return replace(data, gen_kwargs={**data.gen_kwargs, key[-1]: TINY_TOKENS})
 
 
 def _refuse_absent_adapter(config: RunConfig, path: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from mllm.config.hardware import CHECKOUT
 from mllm.dataset.builder import miniatures, open_datasets
 from mllm.errors import ConfigError, UserError
-from mllm.run.prepare import prepare_args
+from mllm.run.prepare import TINY_TOKENS, prepare_args
 from mllm.run_files import MINIATURE, runs_of
 
 CONFIGS = CHECKOUT / "config" / "training_configs"
@@ -53,3 +53,15 @@ def test_tiny_replaces_absent_files_of_shipped_bases_only(tmp_path, monkeypatch)
     config, _ = prepare_args("own.py", override, tiny=True)
     assert config.data_args.validation["data_path"] == "also_mistyped.jsonl"
     assert miniatures(config.data_args, runs_of("own") / MINIATURE) == ["train"]
+
+
+def test_tiny_answers_are_short_unless_the_command_line_sets_their_length(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    path, key = str(CONFIGS / "medgemma_vqa_rad.py"), "data_args.gen_kwargs.max_new_tokens"
+    with caplog.at_level("INFO", logger="mllm"):
+        config, _ = prepare_args(path, [], tiny=True)
+    assert config.data_args.gen_kwargs["max_new_tokens"] == TINY_TOKENS
+    for tokens in (2, 100):
+        config, _ = prepare_args(path, [f"{key}={tokens}"], tiny=True)
+        assert config.data_args.gen_kwargs["max_new_tokens"] == tokens
+    assert caplog.text.count(f"answers of at most {TINY_TOKENS} tokens instead of ") == 1
