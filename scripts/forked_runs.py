@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
 
@@ -44,14 +44,19 @@ def start_run(
         environment: Additional environment variables.
         prepare: Function that the process calls before the command.
     """
-    context = multiprocessing.get_context("forkserver")
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), **environment}
+    main = (list(arguments), variables, str(folder), str(log), prepare)
+    process = server().Process(target=_main, args=main)
+    process.start()
+    return process
+
+
+def server() -> ForkServerContext:
+    """Return the context of processes that are forks of the server, and start the server if it does not run."""
     with patch.dict(os.environ, _ENVIRONMENT, clear=True):
         forkserver.set_forkserver_preload(["forked_packages"])
         forkserver.ensure_running()
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT), **environment}
-    process = context.Process(target=_main, args=(list(arguments), variables, str(folder), str(log), prepare))
-    process.start()
-    return process
+    return multiprocessing.get_context("forkserver")
 
 
 def kill_at_operation(number: int, delay: float) -> None:

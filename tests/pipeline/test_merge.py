@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked_runs import server
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -21,8 +22,9 @@ from mllm.config.schema import ModelArgs
 from mllm.errors import ConfigError
 from mllm.export import shards
 from mllm.export.facts import Facts, Split, read_facts, write_facts
-from mllm.export.merge import memory_needed, refuse_too_large
+from mllm.export.merge import memory_needed, merge, refuse_too_large
 from mllm.export.settings import write_settings
+from mllm.memory import peak_memory
 from mllm.models.adapters.trained_file import write_trained
 from mllm.models.builder.builder import load_pretrained
 from mllm.pipeline.merge import main
@@ -216,15 +218,11 @@ def test_a_trained_projector_is_written(tmp_path: Path) -> None:
         assert torch.equal(actual[key], parameter)
 
 
-MEASURE = """
-import sys
-import mllm.models.builder.builder
-from mllm.memory import peak_memory
-from mllm.export.merge import merge
-before = peak_memory()
-merge(sys.argv[1], sys.argv[2])
-print(peak_memory() - before)
-"""
+def merge_in_memory(adapter: str, out: str, connection: Connection) -> None:
+    """Merge, and send the growth of the peak memory of this process in bytes."""
+    before = peak_memory()
+    merge(adapter, out)
+    connection.send(peak_memory() - before)
 
 
 def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
@@ -246,14 +244,18 @@ def test_a_model_in_shards_needs_little_memory(tmp_path: Path) -> None:
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(str(tmp_path / "adapter"))
     write_settings(tmp_path / "adapter", {"type": "causal-lm"})
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "adapter"), str(tmp_path / "merged")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    arguments = (str(tmp_path / "adapter"), str(tmp_path / "merged"), sender)
+    process = server().Process(target=merge_in_memory, args=arguments)
+    process.start()
+    sender.close()
+    growth = receiver.recv()
+    process.join()
     report = _report(tmp_path / "merged")
     assert report["method"] == "shard by shard"
     assert len(report["shards"]) > 8
     assert sum(shard["bytes"] for shard in report["shards"]) > 100e6
-    assert int(ended.stdout) < 140e6
+    assert growth < 140e6
 
 
 def test_a_folder_that_is_not_empty_is_not_overwritten(generating_adapter: Path, tmp_path: Path) -> None:

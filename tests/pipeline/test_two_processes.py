@@ -17,6 +17,7 @@ from processes import CHECKOUT, finetune, finetune_in_processes, run_in_processe
 from safetensors.torch import load_file
 
 from mllm.engine.checkpoints import newest_checkpoint
+from mllm.pipeline.command import USER_ERROR
 
 MIXED = '''
 """Conversations of unlike length, of which two of three have no image."""
@@ -89,6 +90,17 @@ def _launch_and_kill(rank: int, method: str, *arguments: str) -> None:
     assert ended.stderr.count("compute_metric has no effect") == 1, "the first process alone warns about the config"
 
 
+def _kill_without_launcher(rank: int, method: str, *arguments: str) -> None:
+    """Let one of two processes that no launcher watches die in a method after the fourth update."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KILLED_RANK", str(rank))
+        patch.setenv("KILLED_IN", method)
+        ended = finetune_in_processes(2, *arguments, "training_args.per_device_train_batch_size=2")
+    assert ended.returncode == USER_ERROR, "that of the other process"
+    message = f"process {1 - rank} ends, because another process ended or did not answer; "
+    assert ended.stderr.splitlines()[-1].startswith(message) and "Traceback" not in ended.stderr
+
+
 def _rows(run: str, key: str) -> list[float]:
     return [row[key] for row in json.loads((Path(run) / "training_log.json").read_text())["rows"] if key in row]
 
@@ -115,7 +127,7 @@ def test_uneven_shares_without_images_make_the_same_updates_and_continue_bit_for
     resumed = [config, "--resume", "--cfg-options", "training_args.output_dir=two"]
     _launch_and_kill(0, "_save_optimizer_and_scheduler", *resumed)
     assert newest_checkpoint(Path("two")) == Path("two/checkpoint-3"), "the next one was not complete"
-    _launch_and_kill(1, "compute_loss", *resumed)
+    _kill_without_launcher(1, "compute_loss", *resumed)
     assert newest_checkpoint(Path("two")) == Path("two/checkpoint-4"), "it is complete"
     _start(2, config, "--resume", "--cfg-options", "training_args.output_dir=two")
     assert _rows("two", "loss") == losses

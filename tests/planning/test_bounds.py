@@ -9,6 +9,7 @@ from mllm.errors import UserError
 from mllm.planning.answer import ConfigPlanner
 from mllm.planning.bounds import least_peak
 from mllm.planning.processes import peak_of
+from mllm.tiny.checkpoints import write_tiny
 
 CARD = Hardware("cuda", "a card", (8, 0), 2**34, 1, 2**34, 2)
 CONFIG = """
@@ -33,10 +34,13 @@ CHANGES = [
 
 
 @pytest.fixture(scope="module")
-def planner(tmp_path_factory, tiny_medgemma) -> ConfigPlanner:
-    path = tmp_path_factory.mktemp("bounds") / "run.py"
-    path.write_text(CONFIG.format(model=tiny_medgemma))
-    return ConfigPlanner(str(path), [], CARD, False)
+def planner(tmp_path_factory) -> ConfigPlanner:
+    """A planner of a model with few layers, which is planned twenty times."""
+    folder = tmp_path_factory.mktemp("bounds")
+    text = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    model = write_tiny("medgemma", folder / "model", text=text, vision={"num_hidden_layers": 1})
+    (folder / "run.py").write_text(CONFIG.format(model=model))
+    return ConfigPlanner(str(folder / "run.py"), [], CARD, False)
 
 
 @pytest.mark.parametrize("gpus", [1, 4])
@@ -46,7 +50,7 @@ def test_no_bound_exceeds_the_plan(planner, gpus):
     plans, together = [first], {}
     for change in CHANGES:
         together |= change
-        for changes in (change, dict(together)):
+        for changes in [change, dict(together)][-1 if change == together else 0 :]:
             plan = planner(changes)
             bounds = [least_peak(known, plan.config, plan.samples, gpus) for known in ([first], plans)]
             assert 0 < bounds[0] <= bounds[1] <= peak_of(plan, gpus), changes
