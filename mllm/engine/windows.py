@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 
-def windows_of(rows: int, size: int, groups: Sequence[int] | None = None) -> list[Sequence[int]]:
+class Windows:
+    """Windows of the rows of a split, in 8 bytes for each window and, with groups, for each row.
+
+    Args:
+        starts: Number of rows before each window, and of all rows, [W + 1].
+        order: The rows, window after window, [N]; None: they are in the order of the split.
+    """
+
+    def __init__(self, starts: Sequence[int], order: np.ndarray | None = None) -> None:
+        self.starts, self._order = starts, order
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return map(self.rows, range(len(self)))
+
+    def rows(self, number: int) -> Sequence[int]:
+        """Return the indices of the rows of a window."""
+        start, end = self.starts[number], self.starts[number + 1]
+        if self._order is None:
+            return range(start, end)
+        rows: list[int] = self._order[start:end].tolist()
+        return rows
+
+
+def windows_of(rows: int, size: int, groups: Sequence[int] | np.ndarray | None = None) -> Windows:
     """Divide the indices of the rows of a split into windows.
 
     Args:
@@ -15,16 +44,19 @@ def windows_of(rows: int, size: int, groups: Sequence[int] | None = None) -> lis
             for them. None: windows are consecutive rows.
     """
     if groups is None:
-        return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(int(group), []).append(index)
-    windows = [list[int]()]
-    for group_rows in members.values():
-        if len(windows[-1]) + len(group_rows) > size:
-            windows.append([])
-        for index in group_rows:
-            if len(windows[-1]) == size:
-                windows.append([])
-            windows[-1].append(index)
-    return [window for window in windows if window]
+        return Windows([*range(0, rows, size), rows] if rows else [0])
+    _, first, numbers = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    places = np.argsort(np.argsort(first))[numbers]  # groups in the order of their first rows
+    starts, begin, position = array("q", [0]), 0, 0
+    for count in np.bincount(places).tolist():
+        end = position + count
+        if end - begin > size and position > begin:
+            begin = position
+            starts.append(begin)
+        while end - begin > size:
+            begin += size
+            starts.append(begin)
+        position = end
+    if rows:
+        starts.append(rows)
+    return Windows(starts, np.argsort(places, kind="stable"))

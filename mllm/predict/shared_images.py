@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,8 +61,8 @@ def sharing_restored(bundle: Bundle) -> Iterator[None]:
             encoder.shares_images = before
 
 
-def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) -> Sequence[int] | None:
-    """Return the number of the images of each row that is answered, by which rows are answered together.
+def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) -> np.ndarray | None:
+    """Return the number of the images of each row that is answered, [N], by which rows are answered together.
 
     Args:
         answerer: Source of the answers.
@@ -84,5 +84,4 @@ def question_groups(answerer: Answerer, split: SampleDataset, repeats: int = 1) 
         "computed once",
         *(shared.sum(), len(groups), len(shared)),
     )
-    numbers: list[int] = (groups[None] + np.arange(repeats)[:, None] * len(sizes)).ravel().tolist()
-    return numbers
+    return (groups[None] + np.arange(repeats)[:, None] * len(sizes)).ravel()
