@@ -8,7 +8,7 @@ import numpy as np
 
 RESAMPLES = 2000
 """Number of bootstrap samples."""
-_CHUNK = 4_000_000
+_CHUNK = 2_000_000
 """Number of weights that are in memory at once."""
 
 
@@ -28,9 +28,12 @@ def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int 
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = rng.integers(0, count, (rows, count))
-        # The numbers of row r begin at r * count.
-        flat = np.bincount((drawn + np.arange(rows)[:, None] * count).ravel(), minlength=rows * count)
-        yield flat.reshape(rows, count)[:, groups].astype(float)
+        drawn += np.arange(rows)[:, None] * count  # the numbers of row r begin at r * count
+        times = np.bincount(drawn.ravel(), minlength=rows * count)
+        del drawn
+        weights = times.astype(float).reshape(rows, count)
+        del times
+        yield weights[:, groups]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

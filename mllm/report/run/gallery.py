@@ -78,6 +78,7 @@ def gallery(rows: Sequence[Row], worst: Sequence[tuple[int, Score | None]], spli
     rest = chosen[WORST:]
     step = max(1, -(-len(rest) // OTHERS))
     with_pictures = set(chosen[:WORST]) | set(rest[::step])
+    pictures.find(split, {str(rows[number]["source"]) for number in with_pictures})
     cards = []
     for number, score in worst:
         row = rows[number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -65,7 +65,7 @@ class Pictures:
 
     def __init__(self, open_splits: OpenSplits) -> None:
         self._open_splits = open_splits
-        self._sources: dict[str, dict[str, int]] = {}
+        self._rows: dict[tuple[str, str], int] = {}
         self.problem = ""
         """Sentence about data that could not be opened. Empty: they could."""
         self.left = BUDGET
@@ -80,15 +80,21 @@ class Pictures:
             self.problem = f"There are no pictures, because the data cannot be read: {error}"
             return {}
 
+    def find(self, split: str, sources: Iterable[str]) -> None:
+        """Look up the first row of a split with each source in one pass over its rows, for `sample`."""
+        dataset, missing = self.splits.get(split), set(sources)
+        for index in range(len(dataset) if dataset is not None else 0):
+            if not missing:
+                return
+            source = dataset.describe(index)
+            if source in missing:
+                missing.remove(source)
+                self._rows[split, source] = index
+
     def sample(self, split: str, source: str) -> Sample | None:
-        """Return the sample of a row of a split; None if it cannot be read."""
-        dataset = self.splits.get(split)
-        if dataset is None:
-            return None
-        if split not in self._sources:
-            self._sources[split] = {dataset.describe(index): index for index in reversed(range(len(dataset)))}
-        index = self._sources[split].get(source)
-        return None if index is None else read_sample(dataset, index)
+        """Return the sample of a row of a split that was looked up; None if there is none, or it cannot be read."""
+        index = self._rows.get((split, source))
+        return None if index is None else read_sample(self.splits[split], index)
 
     def draw(self, sample: Sample | None, predicted: Sequence[Mark], true: Sequence[Mark]) -> list[Picture]:
         """Return pictures of the images of a sample; those with marks first. Empty if the page would become too large.
