@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from mllm.engine.windows import windows_of
 from mllm.errors import UserError, errors_of_row
 from mllm.metrics.areas import box_of, boxes_of
 from mllm.metrics.coco import rle
+from mllm.metrics.parts import hash_of
 from mllm.metrics.scoring import Entry, Scorer
 from mllm.private_messages import add_row, in_row, is_private, sentence_of
 from mllm.protocols import Bundle
@@ -40,11 +41,27 @@ class Samples(Protocol):
         ...
 
 
+class Ordered(Protocol):
+    """Records in the order of a split."""
+
+    def answered(self) -> np.ndarray:
+        """Return the indices of the rows that have an answer, increasing."""
+        ...
+
+    def skipped(self) -> np.ndarray:
+        """Return the indices of the rows that were skipped, increasing."""
+        ...
+
+    def chosen(self, indices: np.ndarray) -> Iterator[Record]:
+        """Yield the records of rows, for any number of passes."""
+        ...
+
+
 class Records(Protocol):
     """Source of the records of an evaluation, such as its files."""
 
-    def ordered(self, rows: int, with_skipped: bool) -> Iterable[Record]:
-        """Return the records in the order of the split, for any number of passes; see `UnfinishedPredictions`."""
+    def ordered(self, rows: int, with_skipped: bool) -> Ordered:
+        """Return the records in the order of the split; see `UnfinishedPredictions`."""
         ...
 
 
@@ -138,8 +155,7 @@ def evaluate_split(
         answer_split(answerer, samples, files, skip_failures, split)
         files.close()
         evaluation = score_split(samples, files, metrics, skip_failures)
-        rows = list(evaluation.rows.numbered())
-        return replace(evaluation, rows=Rows(lambda: rows, len(rows)))
+        return replace(evaluation, rows=Rows.of(list(evaluation.rows.numbered())))
 
 
 def answer_split(
@@ -149,7 +165,7 @@ def answer_split(
     skip_failures: bool = False,
     split: str = "test",
     progress: bool = True,
-    groups: Sequence[int] | None = None,
+    groups: Sequence[int] | np.ndarray | None = None,
 ) -> int:
     """Answer the rows of a split that have no answer yet, and append them to the open file of this process.
 
@@ -182,11 +198,10 @@ def answer_split(
     state.wait_for_everyone()  # before a process appends
     reader = _SplitReader(answerer, samples, skip_failures, split)
     windows = windows_of(len(samples), answerer.window, groups)
-    starts = accumulate(map(len, windows), initial=0)
-    share = list(zip(windows, starts, strict=False))[state.process_index :: state.num_processes]
     with tqdm(total=len(samples), desc="answers", disable=None if progress else True) as bar:  # None: no terminal
-        for window, start in share:
-            bar.update(start - bar.n)
+        for number in range(state.process_index, len(windows), state.num_processes):
+            window = windows.rows(number)
+            bar.update(windows.starts[number] - bar.n)
             if not all(index in answered for index in window):
                 for records in _answered_window(answerer, reader, window, answered):
                     files.append(records)
@@ -266,36 +281,46 @@ def score_split(
         continued: Number of rows that a former call had answered.
     """
     ordered = records.ordered(len(samples), skip_failures)
+    answered = ordered.answered()
+    numbers = _patient_numbers(samples, answered) if is_private() else None
 
-    def numbered(failures: list[Failure] | None = None) -> Iterator[tuple[int, Row]]:
-        answered = _answered_rows(ordered, failures)
-        return _with_patient_numbers(samples, answered) if is_private() else answered
+    def read(indices: np.ndarray) -> Iterator[Row]:
+        rows = (record["row"] for record in ordered.chosen(indices))
+        return rows if numbers is None else map(_with_patient, rows, numbers[indices].tolist())
 
-    scorer, count, tokens, unreadable = Scorer(metrics), 0, 0, 0
-    failures = list[Failure]()
-    for _, row in numbered(failures):
+    rows, scorer, tokens, unreadable = Rows(answered, read), Scorer(metrics), 0, 0
+    for row in rows:
         scorer.add(*answers_of(row))
-        count, tokens, unreadable = count + 1, tokens + row["tokens"], unreadable + row.get("unreadable", 0)
-    figures, scored = scorer.figures(), scorer.scored()
-    return Evaluation(Rows(numbered, count), figures, scored, failures, continued, tokens, unreadable)
+        tokens, unreadable = tokens + row["tokens"], unreadable + row.get("unreadable", 0)
+    skipped = ordered.chosen(ordered.skipped())
+    failures = [Failure(record["skipped"], (record["index"], 0)) for record in skipped]
+    return Evaluation(rows, scorer.figures(), scorer.scored(), failures, continued, tokens, unreadable)
 
 
-def _answered_rows(records: Iterable[Record], failures: list[Failure] | None) -> Iterator[tuple[int, Row]]:
-    """Yield the number and the row of each answer, and append the rows that were skipped to `failures`."""
-    for record in records:
-        if "row" in record:
-            yield record["index"], record["row"]
-        elif failures is not None:
-            failures.append(Failure(record["skipped"], (record["index"], 0)))
+def _patient_numbers(samples: Samples, indices: np.ndarray) -> np.ndarray:
+    """Return a number from 1 for the patient of each row of a split, in the order of the first rows of patients.
 
+    Args:
+        samples: The split.
+        indices: Indices of the rows with an answer, increasing.
 
-def _with_patient_numbers(samples: Samples, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a private run with a number for each patient, in the order of their first rows."""
-    numbers: dict[str, int] = {}
-    for index, row in rows:
+    Returns:
+        [N]; 0 for a row without a patient or an answer. Patients are compared by hashes of 64 bits.
+    """
+    numbers, hashes = np.zeros(len(samples), np.int64), np.zeros(len(indices), np.uint64)
+    is_known = np.zeros(len(indices), bool)
+    for place, index in enumerate(indices.tolist()):
         patient = samples.group(index)
-        number = {} if patient is None else {"patient": str(numbers.setdefault(patient, len(numbers) + 1))}
-        yield index, {"source": row["source"], **number, **row}
+        if patient is not None:
+            is_known[place], hashes[place] = True, hash_of(patient)
+    _, first, places = np.unique(hashes[is_known], return_index=True, return_inverse=True)
+    numbers[indices[is_known]] = 1 + np.argsort(np.argsort(first))[places]
+    return numbers
+
+
+def _with_patient(row: Row, number: int) -> Row:
+    """Return the row of a private run with the number of its patient; 0: it has none."""
+    return {"source": row["source"], **({"patient": str(number)} if number else {}), **row}
 
 
 def origin_fields(sample: Sample, row: str) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,11 @@ SMALL = 10
 """Number of patients, or of samples without patients, below which a stratum has no intervals."""
 FEW = 10_000
 """Number of hashes that are collected before they are compared with the known ones."""
+MAX_STRATA = 1000
+"""Maximum number of strata of a column without bounds, besides that of unknown values."""
+OTHERS = "other values"
+"""Stratum of the values of a column that are less frequent than those of the first `MAX_STRATA` - 1 strata."""
+_OTHER_KEY = math.inf, OTHERS
 
 
 @dataclass(frozen=True)
@@ -113,24 +118,24 @@ class Division:
 
 
 class _Values:
-    """Values of a column, as far as its division depends on them."""
+    """Values of a column, as far as its division depends on them; up to 16 bytes a row."""
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.numbers = array("d")
+        self.numbers, self.hashes = array("d"), array("Q")
+        """Number of each row, NaN without one; hash of the text of each value, 0 without one."""
         self.is_numeric, self.known = True, 0
 
     def add(self, row: Row) -> None:
         """Read the value of a row."""
         value = _value(row, self.column.name)
-        if value is None:
-            return
-        self.known += 1
         number = _number(value)
-        if number is None:
+        self.hashes.append(0 if value is None else hash_of(str(value)))
+        self.known += value is not None
+        if value is not None and number is None:
             self.is_numeric, self.numbers = False, array("d")
         elif self.is_numeric:
-            self.numbers.append(number)
+            self.numbers.append(math.nan if number is None else number)
 
     def division(self) -> Division:
         """Return the division of the rows."""
@@ -138,23 +143,71 @@ class _Values:
         if column.bounds and not self.is_numeric:
             raise ConfigError(f"the column '{column.name}' has values that are not numbers: name it without bounds")
         bounds = column.bounds
-        if self.is_numeric and not bounds and len(np.unique(self.numbers)) >= MANY:
-            bounds = tuple(sorted({float(bound) for bound in np.quantile(self.numbers, [0.25, 0.5, 0.75])}))
+        numbers = np.array(self.numbers)
+        numbers = numbers[~np.isnan(numbers)]
+        if self.is_numeric and not bounds and len(np.unique(numbers)) >= MANY:
+            bounds = tuple(sorted({float(bound) for bound in np.quantile(numbers, [0.25, 0.5, 0.75])}))
         return Division(column, self.is_numeric, bounds)
 
+    def members(self, division: Division) -> Iterator[tuple[np.ndarray, bool]]:
+        """Yield the positions of the rows of each stratum, increasing, and True for the stratum `OTHERS`."""
+        is_others = -1
+        if division.bounds:
+            numbers = np.array(self.numbers)
+            codes = np.searchsorted(division.bounds, numbers, side="right")
+            codes[np.isnan(numbers)] = len(division.bounds) + 1
+        else:
+            hashes = np.array(self.hashes, np.uint64)
+            values, first, codes, counts = np.unique(hashes, return_index=True, return_inverse=True, return_counts=True)
+            if (values > 0).sum() > MAX_STRATA:
+                frequent = np.lexsort((first, -counts, values == 0))[: MAX_STRATA - 1]
+                is_others = len(values)
+                chosen = np.full(len(values), is_others)
+                chosen[frequent] = frequent
+                chosen[values == 0] = np.flatnonzero(values == 0)
+                codes = chosen[codes]
+        order = np.argsort(codes, kind="stable")
+        ends = np.flatnonzero(np.append(np.diff(codes[order]) != 0, True)) + 1
+        for positions in np.split(order, ends[:-1]):
+            yield positions, bool(codes[positions[0]] == is_others)
 
-def divisions_of(rows: Iterable[Row], columns: Sequence[Column]) -> list[Division]:
-    """Return the division of rows by each column.
+
+Sample = TypeVar("Sample")
+
+
+class Passes(Protocol[Sample]):
+    """Samples that are read again for each pass, such as `Rows`."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def chosen(self, positions: np.ndarray) -> Iterable[Sample]:
+        """Return the samples at some positions, [M], in the order of the positions."""
+        ...
+
+
+def strata_of(
+    samples: Passes[Sample], columns: Sequence[Column], row_of: Callable[[Sample], Row]
+) -> Iterator[tuple[str, Key, Iterable[Sample]]]:
+    """Yield column, key and samples of each stratum, the strata of a column in their order.
 
     Numbers are divided at the bounds of the column. Without bounds, a column with `MANY` different numbers or more is
-    divided at the quartiles of the rows, and other values are a stratum each.
+    divided at the quartiles of the rows, and other values are a stratum each: the most frequent ones, and one stratum
+    for all others, if they are more than `MAX_STRATA`.
+
+    Args:
+        samples: Samples, which are read once, and again stratum by stratum.
+        columns: The columns.
+        row_of: Function that returns the row of a sample with its columns.
 
     Raises:
         ConfigError: The rows have no such column, or a value is not a number although the column has bounds.
     """
+    if not columns:
+        return
     values = [_Values(column) for column in columns]
     known: set[str] = set()
-    for row in rows:
+    for sample in samples:
+        row = row_of(sample)
         known.update(row.get(COLUMNS, ()))
         known.update(field for field in FIELDS if field in row)
         for part in values:
@@ -165,7 +218,13 @@ def divisions_of(rows: Iterable[Row], columns: Sequence[Column]) -> list[Divisio
             raise ConfigError(
                 f"the predictions have no '{name}'; evaluate the run again with --by {name}{hint(name, known)}"
             )
-    return [part.division() for part in values]
+    for part, division in zip(values, [part.division() for part in values], strict=True):
+        members: dict[Key, np.ndarray] = {}
+        for positions, is_others in part.members(division):
+            first = next(iter(samples.chosen(positions[:1])))
+            members[_OTHER_KEY if is_others else division.key(row_of(first))] = positions
+        for key in sorted(members):
+            yield part.column.name, key, samples.chosen(members[key])
 
 
 @dataclass
@@ -188,12 +247,12 @@ class Stratum:
 
 
 def stratified(
-    rows: Iterable[Row], metrics: Mapping[str, Entry], columns: Sequence[Column]
+    rows: Passes[Row], metrics: Mapping[str, Entry], columns: Sequence[Column]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the figures of the rows of each stratum, for `metrics.json`.
 
     Args:
-        rows: Rows, which are read twice.
+        rows: Rows, which are read once, and again for each column.
         metrics: Name -> metric.
         columns: The columns.
 
@@ -201,23 +260,14 @@ def stratified(
         Column -> value -> `samples`, `patients` (None: unknown), `small` and `figures`. The figures of a small stratum
         have no intervals.
     """
-    if not columns:
-        return {}
-    divisions = divisions_of(rows, columns)
-    parts: list[dict[Key, tuple[Stratum, Scorer]]] = [{} for _ in divisions]
-    for row in rows:
-        answers = answers_of(row)
-        for division, members in zip(divisions, parts, strict=True):
-            key = division.key(row)
-            if key not in members:
-                members[key] = Stratum(), Scorer(metrics)
-            stratum, scorer = members[key]
+    strata: dict[str, dict[str, dict[str, Any]]] = {}
+    for column, key, own in strata_of(rows, columns, lambda row: row):
+        stratum, scorer = Stratum(), Scorer(metrics)
+        for row in own:
             stratum.add(row)
-            scorer.add(*answers)
-    return {
-        division.column.name: {key[1]: _summary(*members[key]) for key in sorted(members)}
-        for division, members in zip(divisions, parts, strict=True)
-    }
+            scorer.add(*answers_of(row))
+        strata.setdefault(column, {})[key[1]] = _summary(stratum, scorer)
+    return strata
 
 
 def _summary(stratum: Stratum, scorer: Scorer) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class UnfinishedPredictions:
 
 
 class OrderedRecords:
-    """Records in the order of a split, which are read again for each pass; 8 bytes a row are in memory.
+    """Records in the order of a split, which are read again for each pass; 9 bytes a row are in memory.
 
     Args:
         paths: The files.
@@ -136,32 +136,43 @@ class OrderedRecords:
     def __init__(self, paths: Sequence[Path], rows: int, with_skipped: bool) -> None:
         self._paths = paths
         self._places = np.full(rows, -1, np.int64)
+        self._has_answer = np.zeros(rows, bool)
         for number, path in enumerate(paths):
             for offset, record in _lines(path):
                 if "row" in record or (with_skipped and "index" in record):
                     self._places[record["index"]] = number << _OFFSET_BITS | offset
+                    self._has_answer[record["index"]] = "row" in record
 
-    def __iter__(self) -> Iterator[Record]:
-        return (record for (record,) in self.together(1))
+    def answered(self, parts: int = 1) -> np.ndarray:
+        """Return the indices of the rows that have an answer in each part, increasing; for `parts` see `together`."""
+        return np.flatnonzero(self._has_answer.reshape(parts, -1).all(axis=0))
 
-    def together(self, parts: int) -> Iterator[list[Record]]:
-        """Yield the records of row 1 of each part, then those of row 2 of each part, and so on.
+    def skipped(self, parts: int = 1) -> np.ndarray:
+        """Return the indices of the rows that were skipped in a part, increasing; for `parts` see `together`."""
+        return np.flatnonzero((~self._has_answer & (self._places >= 0)).reshape(parts, -1).any(axis=0))
+
+    def chosen(self, indices: np.ndarray) -> Iterator[Record]:
+        """Yield the records of rows of the split, which have records."""
+        return (record for (record,) in self.together(1, indices))
+
+    def together(self, parts: int, indices: np.ndarray) -> Iterator[list[Record]]:
+        """Yield the records of a row in each part, for some rows of a part.
 
         Args:
             parts: Number of parts of equal size that the rows are divided into. Rows without a record are left out.
+            indices: Indices of rows in a part.
         """
         with ExitStack() as opened:
             # Those without a record may be gone: their processes remove them.
             used = np.unique(self._places[self._places >= 0] >> _OFFSET_BITS).tolist()
             files = {number: opened.enter_context(self._paths[number].open("rb")) for number in used}
-            for places in self._places.reshape(parts, -1).T:
+            for places in self._places.reshape(parts, -1).T[indices]:
                 records = []
                 for place in places[places >= 0].tolist():
                     file = files[place >> _OFFSET_BITS]
                     file.seek(place & ((1 << _OFFSET_BITS) - 1))
                     records.append(json.loads(file.readline()))
-                if records:
-                    yield records
+                yield records
 
 
 def unfinished_files(folder: Path, stem: str = STEM) -> list[Path]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.engine.answered_rows import Row
 from mllm.engine.answering import Answerer, Answers, digest_of
@@ -126,7 +128,7 @@ class CombinedRecords:
 
     def ordered(self, rows: int, with_skipped: bool) -> _Combined:
         """Return one record for each row in the order of the split; a row that one scale skipped is skipped."""
-        return _Combined(self, self.files.ordered(rows * len(self.scales), with_skipped), rows)
+        return _Combined(self, self.files.ordered(rows * len(self.scales), with_skipped))
 
 
 @dataclass(frozen=True)
@@ -135,18 +137,23 @@ class _Combined:
 
     source: CombinedRecords
     records: OrderedRecords
-    rows: int
-    """Number of rows of the split."""
 
-    def __iter__(self) -> Iterator[Record]:
-        scales = self.source.scales
-        for parts in self.records.together(len(scales)):
-            index = parts[0]["index"] % self.rows
+    def answered(self) -> np.ndarray:
+        """Return the indices of the rows that have an answer at each scale."""
+        return self.records.answered(len(self.source.scales))
+
+    def skipped(self) -> np.ndarray:
+        """Return the indices of the rows that were skipped at a scale."""
+        return self.records.skipped(len(self.source.scales))
+
+    def chosen(self, indices: np.ndarray) -> Iterator[Record]:
+        """Yield the records of rows, which have an answer or were skipped."""
+        scales, choices = self.source.scales, self.source.choices
+        for index, parts in zip(indices.tolist(), self.records.together(len(scales), indices), strict=True):
             if skipped := next((part for part in parts if "skipped" in part), None):
                 yield {**skipped, "index": index}
-            elif len(parts) == len(scales):
-                rows = [part["row"] for part in parts]
-                yield {"index": index, "row": combined(rows, scales, self.source.choices)}
+            else:
+                yield {"index": index, "row": combined([part["row"] for part in parts], scales, choices)}
 
 
 def combined(rows: Sequence[Row], scales: Sequence[int], choices: Sequence[str] = ()) -> Row:

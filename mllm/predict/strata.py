@@ -11,7 +11,7 @@ from mllm.config.schema import RunConfig
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.checking import Splits
 from mllm.dataset.tables.values import is_empty
-from mllm.engine.answered_rows import Row
+from mllm.engine.answered_rows import Row, StoredFields
 from mllm.engine.evaluation import Evaluation
 from mllm.engine.strata import COLUMNS, FIELDS, Column, stratified
 from mllm.errors import ConfigError, UserError, hint
@@ -20,8 +20,6 @@ from mllm.private_messages import is_private
 
 NAMED = 100
 """Number of rows whose columns a message about an unknown column may name."""
-KEPT = 10_000
-"""Number of rows whose added fields are kept in memory, so that they are inspected once. Others are in each pass."""
 
 
 def parse_columns(config: RunConfig, names: Sequence[str] = ()) -> list[Column]:
@@ -66,14 +64,13 @@ def add_strata(
 ) -> Evaluation:
     """Return an evaluation whose rows have their modality and the columns, with the figures by stratum."""
     names = [column.name for column in columns]
-    kept: dict[int, Row] = {}
+    stored = StoredFields(len(dataset))
 
     def added(index: int, row: Row) -> Row:
-        fields = kept.get(index)
+        fields = stored.get(index)
         if fields is None:
             fields = read(index)
-            if len(kept) < KEPT:
-                kept[index] = fields
+            stored.add(index, fields)
         return fields
 
     def read(index: int) -> Row:

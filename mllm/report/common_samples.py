@@ -31,7 +31,11 @@ class Samples:
         self._runs, self._places = runs, places
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], ...]]:
-        chosen = (run.chosen(places) for run, places in zip(self._runs, self._places, strict=True))
+        return self.chosen(np.arange(len(self._places[0])))
+
+    def chosen(self, positions: np.ndarray) -> Iterator[tuple[dict[str, Any], ...]]:
+        """Yield the rows of the samples at some positions among the common ones."""
+        chosen = (run.chosen(places[positions]) for run, places in zip(self._runs, self._places, strict=True))
         return zip(*chosen, strict=True)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mllm.contents import contents_of
 from mllm.engine.predictions import answers_of, read_predictions
-from mllm.engine.strata import Column, Key, Stratum, divisions_of
+from mllm.engine.strata import Column, Stratum, strata_of
 from mllm.errors import ConfigError, hint
 from mllm.metrics.base import REQUIRED, content_read, part_read
 from mllm.metrics.bootstrap import RESAMPLES, interval, resampled_weights
@@ -91,30 +92,21 @@ def compare(folders: Sequence[Path], names: Sequence[str] = (), by: Sequence[str
     metrics = {name: METRICS.find(name) for name in _metric_names(folders, names)}
     samples = common_samples(folders, runs)
     _check_metrics(folders, samples, metrics)
-    divisions = divisions_of((rows[0] for rows in samples), columns) if columns else []
     whole: tuple[Stratum, Paired] = Stratum(), Paired(metrics)
-    parts: list[dict[Key, tuple[Stratum, Paired]]] = [{} for _ in divisions]
     for rows in samples:
-        groups = [whole]
-        for division, members in zip(divisions, parts, strict=True):
-            key = division.key(rows[0])
-            if key not in members:
-                members[key] = Stratum(), Paired(metrics)
-            groups.append(members[key])
-        for stratum, paired in groups:
-            stratum.add(rows[0])
-            paired.add(rows)
-    strata = [
-        _part(division.column.name, key[1], *members[key])
-        for division, members in zip(divisions, parts, strict=True)
-        for key in sorted(members)
-    ]
+        whole[0].add(rows[0])
+        whole[1].add(rows)
+    strata = [_part(column, key[1], own, metrics) for column, key, own in strata_of(samples, columns, itemgetter(0))]
     labels = [str(folder) for folder in folders]
     return Comparison(labels, whole[0].samples, whole[0].patients.count, whole[1].differences(), strata)
 
 
-def _part(column: str, value: str, stratum: Stratum, paired: Paired) -> Part:
-    """Return the figures of a stratum."""
+def _part(column: str, value: str, samples: Iterable[Sequence[Row]], metrics: Mapping[str, Entry]) -> Part:
+    """Return the figures of the samples of a stratum."""
+    stratum, paired = Stratum(), Paired(metrics)
+    for sample in samples:
+        stratum.add(sample[0])
+        paired.add(sample)
     rows = paired.differences()
     rows = [_without_limits(row) for row in rows] if stratum.is_small else rows
     return Part(column, value, stratum.samples, stratum.patients.count, rows)

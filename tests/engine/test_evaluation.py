@@ -192,19 +192,26 @@ def test_rows_have_the_pixel_spacing_of_their_images_and_metrics_read_it(make_bu
 
 
 def test_records_are_read_once_for_figures_and_skipped_rows():
-    class Counted(list):
-        passes = 0
+    class Counted:
+        def __init__(self, records):
+            self.records, self.read = records, []
 
         def ordered(self, rows, with_skipped):
             return self
 
-        def __iter__(self):
-            self.passes += 1
-            return super().__iter__()
+        def answered(self):
+            return np.array([0, 2])
+
+        def skipped(self):
+            return np.array([1])
+
+        def chosen(self, indices):
+            self.read += indices.tolist()
+            return (self.records[index] for index in indices.tolist())
 
     answer = {"source": "a", "reference": "x", "prediction": "x", "tokens": 1}
     records = Counted([{"index": 0, "row": answer}, {"index": 1, "skipped": "no image"}, {"index": 2, "row": answer}])
     evaluation = score_split([None] * 3, records, {}, skip_failures=True)
-    assert records.passes == 1 and evaluation.tokens == 2
+    assert records.read == [0, 2, 1] and evaluation.tokens == 2
     assert [(failure.message, failure.draw) for failure in evaluation.failures] == [("no image", (1, 0))]
     assert [index for index, _ in evaluation.rows.numbered()] == [0, 2] and len(evaluation.failures) == 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from scores import score
 
-from mllm.engine.strata import Column, divisions_of, stratified
+from mllm.engine.answered_rows import Rows
+from mllm.engine.strata import Column, stratified
 from mllm.errors import ConfigError
 from mllm.metrics.classification import Accuracy
 from mllm.report.figures import strata_table
@@ -24,8 +25,13 @@ def rows(count: int = 40) -> list[dict]:  # type: ignore[type-arg]
     ]
 
 
+def of(listed: list[dict]) -> Rows:  # type: ignore[type-arg]
+    """Return rows that are read for each pass."""
+    return Rows.of([*enumerate(listed)])
+
+
 def test_figures_of_a_stratum_are_those_of_its_rows_and_small_strata_have_no_intervals() -> None:
-    strata = stratified(rows(), {"accuracy": Accuracy}, [Column("sex"), Column("modality")])
+    strata = stratified(of(rows()), {"accuracy": Accuracy}, [Column("sex"), Column("modality")])
     women, men = strata["sex"]["F"], strata["sex"]["M"]
     assert (women["samples"], women["patients"], women["small"]) == (24, 12, False)
     assert (men["samples"], men["patients"], men["small"]) == (16, 8, True)
@@ -45,14 +51,14 @@ def test_numbers_are_divided_at_stated_bounds_or_at_their_quartiles() -> None:
     """Ages are 20 to 59; one is unknown."""
     some = rows()
     del some[39]["columns"]["age"]
-    strata = stratified(some, {}, [Column.parse("age:18,40,50")])["age"]
+    strata = stratified(of(some), {}, [Column.parse("age:18,40,50")])["age"]
     assert [(value, part["samples"]) for value, part in strata.items()] == [
         ("18 <= age < 40", 20),
         ("40 <= age < 50", 10),
         ("age >= 50", 9),
         ("unknown", 1),
     ]
-    quartiles = stratified(rows(), {}, [Column("age")])["age"]
+    quartiles = stratified(of(rows()), {}, [Column("age")])["age"]
     assert list(quartiles) == [
         "age < 29.75",
         "29.75 <= age < 39.5",
@@ -62,8 +68,23 @@ def test_numbers_are_divided_at_stated_bounds_or_at_their_quartiles() -> None:
     few = [
         {**row, "patient": None, "columns": {"stage": value}} for row, value in zip(rows(4), (10, 2, 2, 1), strict=True)
     ]
-    stages = stratified(few, {}, [Column("stage")])["stage"]
+    stages = stratified(of(few), {}, [Column("stage")])["stage"]
     assert [(value, part["patients"]) for value, part in stages.items()] == [("1", None), ("2", None), ("10", None)]
+
+
+def test_many_values_have_one_stratum_for_the_rare_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values a to f stand 6, 5, ... 1 times, and one row has none; of equally frequent ones, the first stays."""
+    texts = [text for count, text in zip((6, 5, 4, 3, 2, 2), "abcdef", strict=True) for _ in range(count)]
+    listed = [{"prediction": "1", "reference": "1", "columns": {"site": text}} for text in ["", *texts]]
+
+    def sizes() -> dict[str, int]:
+        return {value: part["samples"] for value, part in stratified(of(listed), {}, [Column("site")])["site"].items()}
+
+    assert sizes() == {"a": 6, "b": 5, "c": 4, "d": 3, "e": 2, "f": 2, "unknown": 1}
+    monkeypatch.setattr("mllm.engine.strata.MAX_STRATA", 6)
+    assert len(sizes()) == 7
+    monkeypatch.setattr("mllm.engine.strata.MAX_STRATA", 4)
+    assert sizes() == {"a": 6, "b": 5, "c": 4, "other values": 7, "unknown": 1}
 
 
 @pytest.mark.parametrize(
@@ -78,4 +99,4 @@ def test_numbers_are_divided_at_stated_bounds_or_at_their_quartiles() -> None:
 )
 def test_columns_without_strata_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        divisions_of(rows(4), [Column.parse(text)])
+        stratified(of(rows(4)), {}, [Column.parse(text)])

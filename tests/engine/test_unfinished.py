@@ -54,7 +54,7 @@ def test_a_process_without_a_row_removes_its_file_while_the_first_one_reads_the_
     first.append([{"index": 0, "row": {"prediction": "a"}}])
     ordered = first.ordered(1, with_skipped=False)
     second.close()
-    assert [record["row"] for record in ordered] == [{"prediction": "a"}]
+    assert [record["row"] for record in ordered.chosen(ordered.answered())] == [{"prediction": "a"}]
     assert not second.path.exists()
 
 

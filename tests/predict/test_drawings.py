@@ -37,7 +37,7 @@ def test_predicted_and_true_boxes_of_a_row_are_in_one_picture(tmp_path) -> None:
         for said, truth in answers
     ]
     numbered = list(zip((0, 4, 5), rows, strict=True))
-    evaluation = Evaluation(Rows(lambda: numbered, 3), {}, {}, [])
+    evaluation = Evaluation(Rows.of(numbered), {}, {}, [])
     drawn_rows = draw_evaluation(evaluation, Split(), tmp_path / "drawn").rows
     assert not any("drawings" in row for row in rows), "rows are not changed"
     assert [row.get("drawings") for row in drawn_rows] == [["000001.png"], None, ["000003.png"]]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mllm.config.schema import ModelArgs
@@ -59,7 +60,9 @@ def test_a_row_that_one_scale_skips_is_skipped_and_an_unfinished_one_is_left_out
     assert files.open()
     files.append(reversed(records))
     files.close()
-    result = list(CombinedRecords(files, [448, 896], ()).ordered(3, with_skipped=True))
+    ordered = CombinedRecords(files, [448, 896], ()).ordered(3, with_skipped=True)
+    assert (ordered.answered().tolist(), ordered.skipped().tolist()) == ([0], [1])
+    result = list(ordered.chosen(np.arange(2)))
     assert [record["index"] for record in result] == [0, 1] and result[1]["skipped"].endswith("no image")
 
 
