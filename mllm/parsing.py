@@ -61,7 +61,8 @@ def parse_choice(text: str, choices: Collection[str]) -> str | None:
     if normalized in choices:
         return normalized
     clauses = {normalize(clause) for clause in CLAUSE_END.split(text)}
-    stated = (clauses | {normalize(result) for result in STATED.findall(text)}) & set(choices)
+    results = {normalize(result) for result in STATED.findall(text)}
+    stated = {text for text in clauses | results if text in choices}  # the choices can be very many
     return stated.pop() if len(stated) == 1 else None
 
 
@@ -144,7 +145,7 @@ def parse_labels(text: str, vocabulary: Collection[str], separator: str | None =
     if whole in NONE_WORDS:
         return frozenset()
     parts = frozenset(split_labels(text, separator))
-    return parts if parts and parts <= set(vocabulary) else None
+    return parts if parts and all(part in vocabulary for part in parts) else None
 
 
 def split_labels(text: str, separator: str | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -34,6 +34,21 @@ def resampled_weights(groups: np.ndarray, resamples: int = RESAMPLES, seed: int 
         weights = times.astype(float).reshape(rows, count)
         del times
         yield weights[:, groups]
+
+
+def by_rows(
+    function: Callable[[np.ndarray], dict[str, np.ndarray]], weights: np.ndarray, width: int
+) -> dict[str, np.ndarray]:
+    """Return the figures [R] that a function computes of weights [R, U], for so few rows at a time that they fit.
+
+    Args:
+        function: Function of weights, whose tables have a row for each row of the weights.
+        weights: The weights.
+        width: Number of columns of these tables.
+    """
+    step = max(1, _CHUNK // max(1, width))
+    parts = [function(weights[start : start + step]) for start in range(0, len(weights), step)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -10,7 +10,8 @@ from array import array
 
 import numpy as np
 
-from mllm.metrics.base import REPORT, reads
+from mllm.metrics.base import REPORT, computed_once, reads
+from mllm.metrics.distinct import DistinctTexts
 from mllm.metrics.labels import Labels, LabelSetMetric
 from mllm.registry import METRICS
 from mllm.structures import Answer
@@ -107,9 +108,10 @@ class ChexpertF1(LabelSetMetric):
         """Return the labels of each answer of a part (None: failed) and of its reference."""
         return [(None if answer == FAILED else _set(answer), _set(reference)) for answer, reference in part.tolist()]
 
-    def labels(self) -> list[str]:
+    @computed_once
+    def labels(self) -> DistinctTexts:
         """Return the 14 labels."""
-        return list(LABELS)
+        return DistinctTexts(LABELS)
 
 
 def _bits(labels: Labels) -> int:

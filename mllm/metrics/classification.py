@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from mllm.metrics.base import CLASSIFICATION, PartedMetric, computed_once, reads
-from mllm.metrics.bootstrap import ClassCounts
+from mllm.metrics.bootstrap import ClassCounts, by_rows
+from mllm.metrics.distinct import DistinctTexts
 from mllm.metrics.parts import ColumnSums, EntrySums
 from mllm.parsing import LETTERS, normalize, parse_choice, parse_option
 from mllm.registry import METRICS
@@ -24,7 +25,7 @@ class ClassPart:
     """Values of the answers of a part, [N] each."""
 
     targets: np.ndarray
-    """Number of the class of each reference."""
+    """Hash of the class of each reference."""
     options: np.ndarray
     """Number of options of each question; 0: it lists none, or the reference is none of them."""
     letters: np.ndarray
@@ -68,14 +69,15 @@ class ClassMetric(PartedMetric):
 
     The class of a sample is the text of an option if the question lists options (`A: normal B: edema`), and the
     reference otherwise; both are normalized. An answer that states no single class is failed, which is never correct.
-    The different references are kept in memory.
+    Different classes take 16 bytes each.
     """
 
     tasks = frozenset({CLASSIFICATION})
 
     def __init__(self) -> None:
         super().__init__()
-        self._classes: dict[str, int] = {}
+        self.classes = DistinctTexts()
+        """Classes of the references."""
         self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
@@ -83,7 +85,7 @@ class ClassMetric(PartedMetric):
         options = reference.options
         letter = parse_option(reference.text, options) if options else None
         target = self.target(reference.text) if letter is None else normalize(options[letter])
-        self._targets.append(self._classes.setdefault(target, len(self._classes)))
+        self._targets.append(self.classes.add(target))
         self._options.append(0 if letter is None else len(options))
         correct = letter or target.upper()
         self._letters.append(LETTERS.index(correct) if len(correct) == 1 and correct in LETTERS else FAILED)
@@ -99,27 +101,25 @@ class ClassMetric(PartedMetric):
 
     def kept(self) -> ClassPart:
         """Return the values of the answers that are kept."""
-        arrays = (self._targets, self._options, self._letters, self._answers)
-        targets, options, letters, answers = (np.array(values, np.int64) for values in arrays)
-        return ClassPart(targets, options, letters, answers, list(self._texts))
+        options, letters, answers = (
+            np.array(values, np.int64) for values in (self._options, self._letters, self._answers)
+        )
+        return ClassPart(np.array(self._targets, np.uint64), options, letters, answers, list(self._texts))
 
     def forget(self) -> None:
         """Forget the answers that are kept."""
-        self._targets, self._options, self._letters, self._answers = (array("q") for _ in range(4))
+        self._targets = array("Q")
+        self._options, self._letters, self._answers = (array("q") for _ in range(3))
         self._texts: dict[tuple[str | None, bool], int] = {}
-
-    @property
-    def classes(self) -> list[str]:
-        """Return the classes of the references, in the order of their numbers."""
-        return list(self._classes)
 
     def read(self, part: ClassPart) -> ClassAnswers:
         """Return the classes of the answers of a part. An option needs no parsing."""
-        others = len(self._classes)
         stated = [text if text is None or is_option else self.parse(text) for text, is_option in part.texts]
-        numbers = [FAILED if text is None else self._classes.get(text, others) for text in stated]
+        is_failed = np.array([text is None for text in stated], bool)
+        numbers = np.where(is_failed, FAILED, self.classes.numbers_of([text or "" for text in stated]))
         is_yes = np.array([text == "yes" for text in stated], bool)
-        return ClassAnswers(part.targets, np.array(numbers, int)[part.answers], is_yes[part.answers])
+        targets = self.classes.numbers(part.targets)
+        return ClassAnswers(targets, numbers[part.answers], is_yes[part.answers])
 
     def columns(self, answers: ClassAnswers) -> list[np.ndarray]:
         """Return the values [N] whose sums a metric needs: 1, whether an answer is correct, and others."""
@@ -132,7 +132,7 @@ class ClassMetric(PartedMetric):
     @computed_once
     def table(self) -> ClassTable:
         """Return the sums of all answers."""
-        count = len(self._classes)
+        count = len(self.classes)
         columns: ColumnSums | None = None
         entries: list[EntrySums] = []
         targets: dict[int, np.ndarray] = {}
@@ -146,8 +146,7 @@ class ClassMetric(PartedMetric):
             for sums, (positions, classes) in zip(entries, numbered, strict=True):
                 sums.add(units[positions], classes)
             for size in np.unique(part.options).tolist():
-                own = np.bincount(part.targets[part.options == size], minlength=count)
-                targets[size] = targets.get(size, 0) + own
+                np.add.at(targets.setdefault(size, np.zeros(count, int)), answers.targets[part.options == size], 1)
             letters += np.bincount(part.letters[part.letters != FAILED], minlength=len(LETTERS))
             failed += int((answers.predictions == FAILED).sum())
         assert columns is not None
@@ -165,7 +164,7 @@ class ClassMetric(PartedMetric):
 
     def parse(self, text: str) -> str | None:
         """Return the class that an answer to a question without options states, or None."""
-        return parse_choice(text, self._classes)
+        return parse_choice(text, self.classes)
 
     def possible_answers(self) -> dict[int, np.ndarray]:
         """Return number of answers among which a guess chooses uniformly -> number of samples of each class, [C].
@@ -185,7 +184,7 @@ class ClassMetric(PartedMetric):
 
     def counts(self) -> dict[str, float]:
         """Return the number of classes, of answers without a class, and of samples."""
-        return {"classes": len(self._classes), "failed": self.table().failed, "samples": len(self)}
+        return {"classes": len(self.classes), "failed": self.table().failed, "samples": len(self)}
 
 
 @METRICS.register_module(name="accuracy")
@@ -242,6 +241,9 @@ class BalancedAccuracy(ClassMetric):
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, U] of the units."""
+        return by_rows(self._mean_recall, weights, len(self.classes))
+
+    def _mean_recall(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         totals, correct = (counts(weights) for counts in self.table().classes)
         with np.errstate(invalid="ignore"):
             return {"balanced_accuracy": np.nanmean(correct / totals, axis=1)}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mllm.metrics.base import CLASSIFICATION, LABELS, PartedMetric, computed_once, reads
-from mllm.metrics.bootstrap import ClassCounts
+from mllm.metrics.bootstrap import ClassCounts, by_rows
+from mllm.metrics.distinct import DistinctTexts
 from mllm.metrics.parts import ColumnSums, EntrySums
 from mllm.parsing import (
     LETTERS,
@@ -40,30 +41,31 @@ class LabelSetMetric(PartedMetric):
         """Return the labels of each answer of a part (None: failed) and of its reference."""
 
     @abstractmethod
-    def labels(self) -> list[str]:
+    def labels(self) -> DistinctTexts:
         """Return the labels over which `f1_macro` is the mean."""
 
     @computed_once
     def table(self) -> _Table:
         """Return the sums of all samples."""
         labels = self.labels()
-        numbers = {label: number for number, label in enumerate(labels)}
         entries = [EntrySums(len(labels) + 1) for _ in range(3)]  # the last one is the wrong label of failed answers
         columns, failed = ColumnSums(self.units, 3), 0
         for units, part in self.parts():
             pairs = self.read(part)
-            for sums, pairs_of_numbers in zip(entries, _entries(pairs, numbers), strict=True):
-                positions, classes = np.array(pairs_of_numbers, int).reshape(-1, 2).T
-                sums.add(units[positions], classes)
+            for sums, (positions, names) in zip(entries, _entries(pairs), strict=True):
+                sums.add(units[positions], labels.numbers_of(names))
             own = own_f1(pairs)
             columns.add(units, np.ones(len(own)), own, own == 1)
             failed += sum(answer is None for answer, _ in pairs)
         hits, wrong, missed = (sums.counts() for sums in entries)
         samples, own_sums, exact = columns.sums
-        return _Table(labels, hits, wrong, missed, samples, own_sums, exact, failed)
+        return _Table(len(labels), hits, wrong, missed, samples, own_sums, exact, failed)
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, U] of the units."""
+        return by_rows(self._figures, weights, self.table().labels)
+
+    def _figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         table = self.table()
         hits, wrong, missed = (counts(weights) for counts in (table.hits, table.wrong, table.missed))
         micro = [part.sum(axis=1) for part in (hits, wrong, missed)]
@@ -83,7 +85,7 @@ class LabelSetMetric(PartedMetric):
     def counts(self) -> dict[str, float]:
         """Return the number of labels, of failed answers and of samples."""
         table = self.table()
-        return {"labels": len(table.labels), "failed": table.failed, "samples": len(self)}
+        return {"labels": table.labels, "failed": table.failed, "samples": len(self)}
 
 
 @METRICS.register_module(name="f1")
@@ -106,7 +108,6 @@ class F1(LabelSetMetric):
 
     def __init__(self) -> None:
         super().__init__()
-        self._references: dict[_Text, int] = {}
         self.forget()
 
     def add(self, prediction: Answer, reference: Answer) -> None:
@@ -120,33 +121,43 @@ class F1(LabelSetMetric):
         """Return the number of samples that are kept."""
         return len(self._pairs) // 2
 
-    def kept(self) -> tuple[np.ndarray, list[_Text]]:
-        """Return the numbers of the texts of answers and references that are kept, [N, 2], and the texts of answers."""
-        return np.array(self._pairs, np.int64).reshape(-1, 2), list(self._answers)
+    def kept(self) -> _Part:
+        """Return the answers and references that are kept."""
+        return _Part(np.array(self._pairs, np.int64).reshape(-1, 2), list(self._answers), list(self._references))
 
     def forget(self) -> None:
-        """Forget the answers that are kept. The different references are kept."""
+        """Forget the answers and references that are kept."""
         self._answers: dict[_Text, int] = {}
+        self._references: dict[_Text, int] = {}
         self._pairs = array("q")
 
-    def read(self, part: tuple[np.ndarray, list[_Text]]) -> list[tuple[Labels | None, Labels]]:
+    def read(self, part: _Part) -> list[tuple[Labels | None, Labels]]:
         """Return the labels of each answer of a part (None: failed) and of its reference."""
-        references = self.reference_labels()
-        vocabulary = frozenset(self.labels())
-        answers = [_labels(text, vocabulary) for text in part[1]]
-        return [(answers[answer], references[reference]) for answer, reference in part[0].tolist()]
+        atoms, vocabulary = self._atoms(), self.labels()
+        references = [_reference_labels(text, atoms) for text in part.references]
+        answers = [_labels(text, vocabulary) for text in part.answers]
+        return [(answers[answer], references[reference]) for answer, reference in part.pairs.tolist()]
 
     @computed_once
-    def reference_labels(self) -> list[Labels]:
-        """Return the labels of each different reference."""
-        separated = [text.content for text in self._references if ";" in text.content or "|" in text.content]
-        atoms = frozenset(label for text in separated for label in split_labels(text))
-        return [_reference_labels(text, atoms) for text in self._references]
+    def _atoms(self) -> DistinctTexts:
+        """Return the labels of the references that are separated by `;` or `|`."""
+        atoms = DistinctTexts()
+        for _, part in self.parts():
+            for text in part.references:
+                if ";" in text.content or "|" in text.content:
+                    for label in split_labels(text.content):
+                        atoms.add(label)
+        return atoms
 
     @computed_once
-    def labels(self) -> list[str]:
+    def labels(self) -> DistinctTexts:
         """Return the labels of the references."""
-        return sorted(frozenset[str]().union(*self.reference_labels()))
+        labels, atoms = DistinctTexts(), self._atoms()
+        for _, part in self.parts():
+            for text in part.references:
+                for label in sorted(_reference_labels(text, atoms)):
+                    labels.add(label)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -160,11 +171,21 @@ class _Text:
     """True: the answer is one class, which may contain commas."""
 
 
+class _Part(NamedTuple):
+    """Answers and references of some samples."""
+
+    pairs: np.ndarray
+    """Numbers of the texts of answer and reference of each sample, [N, 2]."""
+    answers: list[_Text]
+    references: list[_Text]
+
+
 @dataclass(frozen=True)
 class _Table:
     """Sums of all samples."""
 
-    labels: list[str]
+    labels: int
+    """Number of labels."""
     hits: ClassCounts
     wrong: ClassCounts
     missed: ClassCounts
@@ -187,23 +208,19 @@ def own_f1(pairs: Sequence[tuple[Labels | None, Labels]]) -> np.ndarray:
     return own
 
 
-def _entries(
-    pairs: Sequence[tuple[Labels | None, Labels]], numbers: Mapping[str, int]
-) -> tuple[list[tuple[int, int]], ...]:
-    """Return the position of a sample and the number of a label for each hit, wrong and missed label.
+def _entries(pairs: Sequence[tuple[Labels | None, Labels]]) -> tuple[tuple[list[int], list[str]], ...]:
+    """Return the positions of the samples and the labels of all hits, of all wrong, and of all missed labels.
 
-    Args:
-        pairs: Labels of answers and references.
-        numbers: Label -> number. Others, and that of a failed answer to a reference without labels, have the next one.
+    A failed answer to a reference without labels has the wrong label "", which no reference has.
     """
-    parts: tuple[list[tuple[int, int]], ...] = ([], [], [])
+    parts: tuple[tuple[list[int], list[str]], ...] = ([], []), ([], []), ([], [])
     for sample, (answer, reference) in enumerate(pairs):
         predicted = answer or frozenset[str]()
-        sets = (predicted & reference, predicted - reference, reference - predicted)
-        for part, names in zip(parts, sets, strict=True):
-            part.extend((sample, numbers.get(name, len(numbers))) for name in names)
-        if answer is None and not reference:
-            parts[1].append((sample, len(numbers)))
+        wrong = frozenset({""}) if answer is None and not reference else predicted - reference
+        sets = (predicted & reference, wrong, reference - predicted)
+        for (positions, names), labels in zip(parts, sets, strict=True):
+            positions.extend([sample] * len(labels))
+            names.extend(labels)
     return parts
 
 
@@ -213,7 +230,7 @@ def _f1(hits: np.ndarray, wrong: np.ndarray, missed: np.ndarray) -> np.ndarray:
     return np.where(size > 0, 2 * hits / np.where(size > 0, size, 1), 1.0)
 
 
-def _reference_labels(text: _Text, atoms: Labels) -> Labels:
+def _reference_labels(text: _Text, atoms: Collection[str]) -> Labels:
     """Return the labels of a reference. `atoms` are labels that are known from others, which may contain commas."""
     chosen = _chosen(text)
     if chosen is not None:
@@ -224,7 +241,7 @@ def _reference_labels(text: _Text, atoms: Labels) -> Labels:
     return frozenset({whole}) if text.is_class or whole in atoms else frozenset(split_labels(text.content))
 
 
-def _labels(text: _Text, vocabulary: Labels) -> Labels | None:
+def _labels(text: _Text, vocabulary: Collection[str]) -> Labels | None:
     """Return the labels of an answer, or None."""
     if text.options:
         return _chosen(text)

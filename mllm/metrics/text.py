@@ -7,9 +7,12 @@ from collections.abc import Collection
 import numpy as np
 
 from mllm.metrics.base import reads
+from mllm.metrics.bootstrap import by_rows
 from mllm.metrics.classification import FAILED, Accuracy, ClassAnswers
 from mllm.parsing import STATED, normalize, parse_choice, stated_result
 from mllm.registry import METRICS
+
+YES_NO = frozenset({"yes", "no"})
 
 
 @METRICS.register_module(name="short_answer")
@@ -37,16 +40,20 @@ class ShortAnswer(Accuracy):
         if STATED.search(text):
             return stated_result(text)
         normalized = normalize(text)
-        choices: Collection[str] = {"yes", "no"} if self._classes.keys() <= {"yes", "no"} else self._classes
+        choices: Collection[str] = YES_NO if self._is_binary() else self.classes
         return normalized if normalized in choices else None
 
     def columns(self, answers: ClassAnswers) -> list[np.ndarray]:
         """Return the values of `accuracy`, and whether reference and answer, the answer, and the reference are yes."""
         columns = super().columns(answers)
-        if self._classes.keys() <= {"yes", "no"}:
-            true = answers.targets == self._classes.get("yes", FAILED - 1)
+        if self._is_binary():
+            true = answers.targets == self.classes.numbers_of(["yes"])
             columns += [true & answers.is_yes, answers.is_yes, true]
         return columns
+
+    def _is_binary(self) -> bool:
+        """Return True if all references are yes or no."""
+        return len(self.classes) <= len(YES_NO) and YES_NO.issuperset(self.classes)
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, U] of the units."""
@@ -79,21 +86,24 @@ class Choice(Accuracy):
 
     def parse(self, text: str) -> str | None:
         """Return the choice that an answer states."""
-        return parse_choice(text, self._classes)
+        return parse_choice(text, self.classes)
 
     def entries(self, answers: ClassAnswers) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the correct answers, the answers and the samples of each choice."""
         targets, predictions = answers.targets, answers.predictions
-        known = np.flatnonzero((predictions != FAILED) & (predictions < len(self._classes)))
+        known = np.flatnonzero((predictions != FAILED) & (predictions < len(self.classes)))
         right, all_samples = np.flatnonzero(predictions == targets), np.arange(len(targets))
         return [(right, targets[right]), (known, predictions[known]), (all_samples, targets)]
 
     def figures(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures [R] for the weights [R, U] of the units."""
+        return super().figures(weights) | by_rows(self._mean_f1, weights, len(self.classes))
+
+    def _mean_f1(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         sums = [counts(weights) for counts in self.table().classes]
         with np.errstate(invalid="ignore"):
             scores = 2 * sums[0] / (sums[1] + sums[2])
-        return super().figures(weights) | {"macro_f1": np.nanmean(scores, axis=1)}
+        return {"macro_f1": np.nanmean(scores, axis=1)}
 
     def counts(self) -> dict[str, float]:
         """Return the number of answers without a single choice, and of samples."""

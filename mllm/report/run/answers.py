@@ -63,11 +63,11 @@ def confusion(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[Confusion | 
         if entry is None or not isinstance(entry, type) or not issubclass(entry, ClassMetric):
             continue
         metric = _added(entry, rows)
-        classes = metric.classes
-        if not classes:
+        if not len(metric.classes):
             continue
-        if len(classes) > MAX_CLASSES:
-            return None, f"The references have {len(classes):,} classes, too many for a confusion matrix."
+        if len(metric.classes) > MAX_CLASSES:
+            return None, f"The references have {len(metric.classes):,} classes, too many for a confusion matrix."
+        classes = [*metric.classes]
         counts = np.zeros((len(classes), len(classes) + 2), int)
         for answers in map(metric.read, (part for _, part in metric.parts())):
             others = np.where(answers.predictions == FAILED, len(classes) + 1, answers.predictions)
@@ -183,7 +183,7 @@ def _agreement(name: str, answers: np.ndarray, references: np.ndarray, failed: n
         Line("identity", ends, ends, -1, is_dashed=True),
         *_dots(x, y, is_failed),
     ]
-    sides = [mean.min(), mean.max()] if len(set(mean.tolist())) > 1 else [mean[0] - 1, mean[0] + 1]
+    sides = [mean.min(), mean.max()] if mean.min() < mean.max() else [mean[0] - 1, mean[0] + 1]
     lines: list[Line | Dots] = [
         *_dots(mean, error, is_failed),
         Line(f"bias {bias:+.4g} {points}".strip(), sides, [bias, bias], 1),

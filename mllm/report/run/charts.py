@@ -119,11 +119,13 @@ def chart(
 
     drawn = []
     for part, (x, y) in zip(parts, points, strict=True):
-        places = [(place_x(a), place_y(b)) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+        chosen = thinned(len(x), MAX_DOTS if isinstance(part, Dots) else MAX_POINTS)
+        places = [(place_x(a), place_y(b)) for a, b in zip(x[chosen].tolist(), y[chosen].tolist(), strict=True)]
         if isinstance(part, Dots):
-            drawn.append(Drawn(part.label, part.color, False, "", thinned(places, MAX_DOTS)))
+            label = part.label + (f" ({len(places):,} of {len(x):,} shown)" if len(places) < len(x) else "")
+            drawn.append(Drawn(label, part.color, False, "", places))
         elif places:
-            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in thinned(places, MAX_POINTS))
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
             drawn.append(Drawn(part.label, part.color, part.is_dashed, path))
     return Chart(
         title,
@@ -146,11 +148,11 @@ def ticks(low: float, high: float, smallest_step: float = 0.0, count: int = 5) -
     return [(number * step, _number(number * step, decimals)) for number in range(first, last + 1)]
 
 
-def thinned(points: list[tuple[float, float]], limit: int) -> list[tuple[float, float]]:
-    """Return at most `limit` points, evenly spaced, with the first and the last one."""
-    if len(points) <= limit:
-        return points
-    return [points[round(number * (len(points) - 1) / (limit - 1))] for number in range(limit)]
+def thinned(count: int, limit: int) -> np.ndarray:
+    """Return the positions of at most `limit` of `count` points, evenly spaced, with the first and the last one."""
+    if count <= limit:
+        return np.arange(count)
+    return np.array([round(number * (count - 1) / (limit - 1)) for number in range(limit)])
 
 
 def _number(value: float, decimals: int) -> str:

@@ -83,8 +83,7 @@ def _with_dots(lines: Sequence[Line]) -> list[Any]:
 
 
 def _thinned_rows(log: Sequence[Row]) -> list[Row]:
-    places = thinned([(index, 0.0) for index in range(len(log))], MAX_ROWS)
-    return [log[int(index)] for index, _ in places]
+    return [log[index] for index in thinned(len(log), MAX_ROWS).tolist()]
 
 
 def speed(run: RunFiles, pictures: Pictures) -> Section:
