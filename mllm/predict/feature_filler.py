@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
 from mllm.engine.cache_room import CacheRoom
@@ -20,6 +22,38 @@ from mllm.structures import Encoded
 
 Draws = Sequence[tuple[SampleDataset, int, int]]
 """Samples as dataset, row and epoch."""
+
+
+class RowDraws(Draws):
+    """Samples of rows in epoch 0, in 12 bytes a row.
+
+    Args:
+        rows: Dataset and index of each row.
+    """
+
+    def __init__(self, rows: Iterable[tuple[SampleDataset, int]]) -> None:
+        self._datasets: list[SampleDataset] = []
+        self._numbers, self._indices = array("I"), array("q")
+        known: dict[int, int] = {}
+        for dataset, index in rows:
+            number = known.setdefault(id(dataset), len(known))
+            if number == len(self._datasets):
+                self._datasets.append(dataset)
+            self._numbers.append(number)
+            self._indices.append(index)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[SampleDataset, int, int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[tuple[SampleDataset, int, int]]: ...
+    @override
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(len(self)))]
+        return self._datasets[self._numbers[number]], self._indices[number], 0
 
 
 @dataclass

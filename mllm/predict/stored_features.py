@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from mllm.engine.feature_computer import accepts_features
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.generation.generate import evaluating
 from mllm.models.language_model import LanguageModel
-from mllm.predict.feature_filler import Counts, Draws, Filler, MissingImages
+from mllm.predict.feature_filler import Counts, Draws, Filler, MissingImages, RowDraws
 from mllm.private_messages import worker_setup
 from mllm.protocols import Bundle
 from mllm.run_files import VISION_CACHE
@@ -44,10 +45,10 @@ def store_test_features(config: RunConfig, bundle: Bundle, split: SampleDataset,
         store_features(config, bundle, share_of_rows(split), bundle.model.computing(), name)
 
 
-def share_of_rows(split: SampleDataset) -> list[tuple[SampleDataset, int, int]]:
+def share_of_rows(split: SampleDataset) -> RowDraws:
     """Return this process's share of the rows of a split, of a mixture those of all its datasets, in epoch 0."""
     state = PartialState()
-    return [(leaf, index, 0) for leaf, index in list(split.rows())[state.process_index :: state.num_processes]]
+    return RowDraws(islice(split.rows(), state.process_index, None, state.num_processes))
 
 
 def is_possible(config: RunConfig, bundle: Bundle, split: SampleDataset | None, name: str = "train") -> bool:

@@ -32,6 +32,7 @@ from mllm.models.builder.build_options import checkpoint_of
 from mllm.models.encoding.chat import ChatEncoder
 from mllm.models.encoding.packing import packing
 from mllm.models.language_model import LanguageModel
+from mllm.predict.feature_filler import Draws
 from mllm.predict.metrics import check_metrics, metric_origin
 from mllm.predict.stored_features import share_of_rows
 from mllm.predict.strata import check_columns, parse_columns, strata_origin
@@ -114,7 +115,7 @@ def updates_per_epoch(config: RunConfig, train: SampleDataset) -> int:
     return len(_private_sampler(config, train, secret=b"") if config.privacy_args else _plain_sampler(config, train))
 
 
-def training_draws(config: RunConfig, train: SampleDataset, updates: int) -> list[tuple[SampleDataset, int, int]]:
+def training_draws(config: RunConfig, train: SampleDataset, updates: int) -> Draws:
     """Return the samples that this process reads in `updates` updates, each once, as dataset, row and epoch.
 
     They are all its rows in runs of an epoch or more, and in private runs, whose draws are secret.

@@ -31,7 +31,7 @@ def store_training_features(
         return
     draws, names = training_draws(config, splits["train"], updates), "train"
     if "validation" in splits and config.training_args["eval_strategy"] != "no":
-        draws += share_of_rows(splits["validation"])
+        draws = [*draws, *share_of_rows(splits["validation"])]
         names = "train and validation"
     device = PartialState().device.type
     precision = torch.autocast(device, torch.bfloat16, enabled=hardware.precision == "bf16")

@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 
 from mllm.config.schema import ModelArgs, RunConfig
 from mllm.dataset.checking import Splits
+from mllm.dataset.single_image_dataset.dummy import DummyDataset
 from mllm.engine.builder import build_learner
 from mllm.models.builder.builder import load_pretrained
 from mllm.models.encoding.image_features import POOLED, PREFIX
 from mllm.models.medgemma.medgemma_perception import PROJECTOR
 from mllm.pipeline.finetune import main
+from mllm.predict.feature_filler import RowDraws
 from mllm.predict.load import best_hardware, load_for_answers
 from mllm.predict.stored_features import is_possible, store_test_features
 from mllm.protocols import Bundle
@@ -125,3 +127,11 @@ def test_features_of_a_random_model_are_not_zero(tiny_medgemma):
     bundle = load_for_answers(ModelArgs("medgemma", str(tiny_medgemma), lora_r=None), best_hardware())
     assert float(bundle.model.get_submodule(f"backbone.{PROJECTOR}").mm_input_projection_weight.abs().max()) > 0
     assert not any(name.startswith(PREFIX) for name in bundle.encoder.prompt(Sample([Turn("user", "Why?")])).student)
+
+
+def test_rows_of_several_datasets_are_found_by_their_number():
+    first, second = (DummyDataset(size=3) for _ in range(2))
+    rows = [(first, 0), (second, 2), (first, 1)]
+    draws = RowDraws(iter(rows))
+    assert list(draws) == [(dataset, index, 0) for dataset, index in rows]
+    assert draws[1:] == [(second, 2, 0), (first, 1, 0)] and draws[-1] == (first, 1, 0)
