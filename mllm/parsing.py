@@ -22,8 +22,8 @@ NONE_WORDS = frozenset({"none", "no finding", "no findings"})
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 """Letters of options."""
 Box = tuple[float, float, float, float]
-_MARKER = r"(?:^|(?<=[\s(,;:.?]))\(?{letter}\s*[:.)](?=\s)"
-"""Beginning of an option in a question: `A: `, `A. `, `A) ` or `(A) `."""
+_MARKERS = {letter: re.compile(rf"(?:^|(?<=[\s(,;:.?]))\(?{letter}\s*[:.)](?=\s)", re.MULTILINE) for letter in LETTERS}
+"""Letter -> beginning of its option in a question: `A: `, `A. `, `A) ` or `(A) `."""
 _OPTION = re.compile(r"[(\[]?([A-Ta-t])[)\]]?")
 _LETTERED = re.compile(r"\(?([A-T])[:.)]+\s+(.+)", re.DOTALL)
 """Option with its letter and its text: `B: edema`."""
@@ -76,7 +76,7 @@ def options_in(question: str) -> dict[str, str]:
     markers: list[re.Match[str]] = []
     for letter in LETTERS:
         position = markers[-1].end() if markers else 0
-        match = re.compile(_MARKER.format(letter=letter), re.MULTILINE).search(text, position)
+        match = _MARKERS[letter].search(text, position) if letter in text else None
         if match is None:
             break
         markers.append(match)

@@ -23,10 +23,11 @@ class Predictions(Sequence[dict[str, Any]]):
     Args:
         path: The file.
         places: Offset of each row in the file.
+        fields: Names of the fields that a row has.
     """
 
-    def __init__(self, path: Path, places: np.ndarray) -> None:
-        self._path, self._places = path, places
+    def __init__(self, path: Path, places: np.ndarray, fields: frozenset[str]) -> None:
+        self._path, self._places, self.fields = path, places, fields
 
     def __len__(self) -> int:
         return len(self._places)
@@ -60,7 +61,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: evaluate the run with mllm evaluate, which writes it")
-    places, end = array("q"), 0
+    places, end, fields = array("q"), 0, set[str]()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             places.append(end)
@@ -73,12 +74,18 @@ def read_predictions(path: Path) -> Predictions:
                 raise ConfigError(f"{path}:{number} is not JSON ({error}): evaluate the run again") from error
             if not isinstance(row, dict) or not {"source", "reference", "prediction"} <= row.keys():
                 raise ConfigError(f"{path}:{number} has no source, reference and prediction: evaluate the run again")
-    return Predictions(path, np.array(places, np.int64))
+            fields.update(row)
+    return Predictions(path, np.array(places, np.int64), frozenset(fields))
 
 
 def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
     """Return prediction and reference of a row of `answer_split`. Boxes are rounded to 0.1 pixels."""
-    prediction = Answer(
+    return prediction_in(row), reference_in(row)
+
+
+def prediction_in(row: Mapping[str, Any]) -> Answer:
+    """Return the prediction of a row; see `answers_of`."""
+    return Answer(
         row["prediction"],
         _marks(row, ""),
         unreadable=row.get("unreadable", 0),
@@ -86,7 +93,11 @@ def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
         measures=row.get("measures", {}),
         scores=row.get("scores", {}),
     )
-    reference = Answer(
+
+
+def reference_in(row: Mapping[str, Any]) -> Answer:
+    """Return the reference of a row; see `answers_of`."""
+    return Answer(
         row["reference"],
         _marks(row, "reference_"),
         measures=row.get("reference_measures", {}),
@@ -95,11 +106,12 @@ def answers_of(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
         spacings=tuple(None if pair is None else (pair[0], pair[1]) for pair in row.get("pixel_spacings", [])),
         options=options_in(row.get("question", "")),
     )
-    return prediction, reference
 
 
 def _marks(row: Mapping[str, Any], prefix: str) -> tuple[Mark, ...]:
     """Return the marks of the fields of `mark_fields`. An empty mask is in the first image."""
+    if not any(prefix + name in row for name in ("boxes", "masks", "points")):
+        return ()
     boxes = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in row.get(f"{prefix}boxes", [])]
     images = row.get(f"{prefix}box_images") or [0] * len(boxes)
     masks = [decode_runs(mask) for mask in row.get(f"{prefix}masks", [])]

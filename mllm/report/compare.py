@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mllm.contents import contents_of
-from mllm.engine.predictions import answers_of, read_predictions
+from mllm.engine.predictions import prediction_in, read_predictions, reference_in
 from mllm.engine.strata import Column, Stratum, strata_of
 from mllm.errors import ConfigError, hint
 from mllm.metrics.base import REQUIRED, content_read, part_read
@@ -127,7 +127,7 @@ def _check_metrics(folders: Sequence[Path], samples: Samples, metrics: Mapping[s
     fitting: set[str] = set()
     count = 0
     for rows in samples:
-        reference = answers_of(rows[0])[1]
+        reference = reference_in(rows[0])
         fitting |= {name for name in METRICS.names() if name not in fitting and _reads(METRICS.find(name), reference)}
         count += 1
         if metrics.keys() <= fitting:
@@ -168,9 +168,9 @@ class Paired:
     def add(self, rows: Sequence[Row]) -> None:
         """Read the rows of a sample, one of each run. Its reference is that of the first."""
         self._scorers = self._scorers or [Scorer(self._metrics) for _ in rows]
-        reference = answers_of(rows[0])[1]
+        reference = reference_in(rows[0])
         for row, scorer in zip(rows, self._scorers, strict=True):
-            scorer.add(answers_of(row)[0], reference)
+            scorer.add(prediction_in(row), reference)
 
     def differences(self) -> list[Difference]:
         """Return the figures of all runs, and their differences from the first run."""

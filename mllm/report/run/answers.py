@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mllm.contents import UNITS, Content, contents_of
-from mllm.engine.predictions import answers_of
+from mllm.engine.predictions import answers_of, reference_in
 from mllm.metrics.base import StreamingMetric
 from mllm.metrics.classification import FAILED, ClassMetric
 from mllm.metrics.detection import GreedyDetectionF1
@@ -83,9 +83,9 @@ def confusion(rows: Sequence[Row], metrics: Iterable[str]) -> tuple[Confusion | 
 
 def probability_charts(rows: Sequence[Row]) -> list[Chart]:
     """Return ROC, precision-recall and calibration curves of scored options; none without probabilities."""
-    if not any(row.get("scores") for row in rows):
-        return []
     ranks, calibration = (_added(entry, (row for row in rows if row.get("scores"))) for entry in (AUROC, ECE))
+    if not len(ranks):
+        return []
     rankings = ranks.rankings()
     by_size = sorted(rankings, key=lambda ranking: -ranking.targets)[:MAX_CURVES]
     roc: list[Line | Dots] = [Line("chance", [0, 1], [0, 1], -1, is_dashed=True)]
@@ -235,7 +235,7 @@ def box_table(rows: Sequence[Row]) -> list[StructureRow]:
     Boxes are matched one to one, the pair with the largest IoU first, as in `detection_f1`. Rows without objects count
     if any row has boxes. Masks have a table of their own.
     """
-    kinds = (contents_of(answers_of(row)[1]) for row in rows)
+    kinds = (contents_of(reference_in(row)) for row in rows if _may_have_objects(row))
     if not any("objects" in kind and "mask" not in kind for kind in kinds):
         return []
     table = []
@@ -264,7 +264,7 @@ def _by_label(
     hashes = array("Q")
     for row in rows:
         label = _label(row)
-        if label and is_used(contents_of(answers_of(row)[1])):
+        if label and is_used(contents_of(reference_in(row))):
             hashes.append(hash_of(label))
     values, first, counts = np.unique(np.array(hashes, np.uint64), return_index=True, return_counts=True)
     frequent = set(values[np.lexsort((first, -counts))[:MAX_STRUCTURES]].tolist())
@@ -283,6 +283,11 @@ def _by_label(
         return {}
     names = sorted(parts, key=lambda name: (-parts[name].samples, name))
     return {"all": whole, **({name: parts[name] for name in names if name != "all"} if len(names) > 1 else {})}
+
+
+def _may_have_objects(row: Row) -> bool:
+    """Return False for a reference without boxes, masks and a text that lists boxes."""
+    return "reference_boxes" in row or "reference_masks" in row or str(row["reference"]).lstrip()[:1] == "["
 
 
 def _label(row: Row) -> str:

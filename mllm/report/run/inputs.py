@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mllm.engine.predictions import read_predictions
+from mllm.engine.predictions import Predictions, read_predictions
 from mllm.engine.run_log import read_skipped
 from mllm.errors import ConfigError
 from mllm.export.facts import Facts, read_facts
@@ -55,6 +55,11 @@ class RunFiles:
     """True for a run with differential privacy, and for an evaluation of its config."""
     problems: dict[str, str] = field(default_factory=dict)
     """Name of a file that is absent or cannot be read -> sentence about it."""
+
+    @property
+    def fields(self) -> Collection[str]:
+        """Return the names of the fields that rows of `predictions` have."""
+        return self.predictions.fields if isinstance(self.predictions, Predictions) else ()
 
     @property
     def is_evaluation(self) -> bool:

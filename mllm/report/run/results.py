@@ -117,7 +117,7 @@ def _counted(count: int, shade: int) -> Cell:
 
 def probabilities(run: RunFiles, pictures: Pictures) -> Section | None:
     """Return the section with ROC, precision-recall and calibration curves; None for generated answers."""
-    charts = probability_charts(run.predictions)
+    charts = probability_charts(run.predictions) if "scores" in run.fields else []
     return Section("probabilities", "Probabilities of the options", [Charts(charts)]) if charts else None
 
 
@@ -133,7 +133,7 @@ def numbers(run: RunFiles, pictures: Pictures) -> Section | None:
 
 def masks(run: RunFiles, pictures: Pictures) -> Section | None:
     """Return the section with Dice by structure; None without masks."""
-    rows = mask_table(run.predictions)
+    rows = mask_table(run.predictions) if "reference_masks" in run.fields else []
     columns = ("structure", "samples", "Dice", "95 % from", "to")
     cells = [_structure_cells(row) for row in rows]
     return Section("masks", "Masks: Dice by structure", [Table(columns, cells)]) if rows else None
