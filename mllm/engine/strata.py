@@ -173,14 +173,15 @@ class _Values:
 
 
 Sample = TypeVar("Sample")
+SampleRead = TypeVar("SampleRead", covariant=True)
 
 
-class Passes(Protocol[Sample]):
+class Passes(Protocol[SampleRead]):
     """Samples that are read again for each pass, such as `Rows`."""
 
-    def __iter__(self) -> Iterator[Sample]: ...
+    def __iter__(self) -> Iterator[SampleRead]: ...
 
-    def chosen(self, positions: np.ndarray) -> Iterable[Sample]:
+    def chosen(self, positions: np.ndarray) -> Iterable[SampleRead]:
         """Return the samples at some positions, [M], in the order of the positions."""
         ...
 

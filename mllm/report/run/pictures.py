@@ -83,7 +83,9 @@ class Pictures:
     def find(self, split: str, sources: Iterable[str]) -> None:
         """Look up the first row of a split with each source in one pass over its rows, for `sample`."""
         dataset, missing = self.splits.get(split), set(sources)
-        for index in range(len(dataset) if dataset is not None else 0):
+        if dataset is None:
+            return
+        for index in range(len(dataset)):
             if not missing:
                 return
             source = dataset.describe(index)
