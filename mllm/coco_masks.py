@@ -50,7 +50,7 @@ def _checked_runs(runs: Mapping[str, Any]) -> tuple[int, int, Sequence[int]]:
         raise ValueError("'size' must be [height, width] in pixels")
     if isinstance(counts, (str, bytes)):
         counts = _decompress(counts.encode("utf-8") if isinstance(counts, str) else counts)
-    if not isinstance(counts, Sequence) or not all(type(count) is int and count >= 0 for count in counts):
+    if not isinstance(counts, Sequence) or {*map(type, counts)} - {int} or min(counts, default=0) < 0:
         raise ValueError("'counts' must be a text or a list of numbers of pixels")
     if sum(counts) != height * width:
         raise ValueError(f"the runs have {sum(counts)} pixels, and the mask {height * width}")

@@ -42,7 +42,8 @@ class AnswerCounts:
         self.unknown += not sample.turns
         self.tasks[sample.task] += 1
         answer = reference_of(sample)
-        self.contents.update(contents_of(answer))
+        for content in contents_of(answer):
+            self.contents[content] += 1
         if not (text := answer.text.strip()):
             return
         if len(self.texts) < MAX_TEXTS:

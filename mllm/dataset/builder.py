@@ -21,9 +21,15 @@ MINIATURE_ROWS = 8
 _METHODS = [name for name in vars(SampleDataset) if callable(getattr(SampleDataset, name))]
 
 
-def open_datasets(data_args: DataArgs, seed: int = 0, origin: Callable[..., str] | None = None) -> Splits:
-    """Build the datasets of all splits that are not None, and check all of their rows; see `build_datasets`."""
-    return check_splits(build_datasets(data_args, seed, origin), skip=data_args.on_error == "skip")
+def open_datasets(
+    data_args: DataArgs, seed: int = 0, origin: Callable[..., str] | None = None, workers: int = 0
+) -> Splits:
+    """Build the datasets of all splits that are not None, and check all of their rows, large ones by `workers`.
+
+    See `build_datasets` and `check_splits`.
+    """
+    splits = build_datasets(data_args, seed, origin)
+    return check_splits(splits, skip=data_args.on_error == "skip", workers=workers)
 
 
 def build_datasets(

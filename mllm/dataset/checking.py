@@ -19,6 +19,7 @@ from mllm.dataset.answer_forms import AnswerForms
 from mllm.dataset.base import SampleDataset
 from mllm.dataset.contents import ContentDigest
 from mllm.dataset.echo.plausibility import ImplausibleMeasures
+from mllm.dataset.inspection import InspectedRow, SplitRows
 from mllm.dataset.mark_forms import MarkForms
 from mllm.dataset.measure_tables import measure_table
 from mllm.dataset.mixing import SPLITS
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 DECODED = 16
 """Number of rows of a split whose images are decoded."""
-COMPARED = 4096
-"""Maximum number of evenly spaced rows of a split of whose files parts are in its digest."""
 LONGEST = 16
 """Number of the longest rows of a split that are kept in its report."""
 IMAGE_LENGTH = 1000
@@ -136,20 +135,25 @@ class Splits(dict[str, SampleDataset]):
                 skipped[failure.message] = source
 
 
-def check_splits(splits: Mapping[str, SampleDataset], skip: bool = False, advice: str = ROW_ADVICE) -> Splits:
+def check_splits(
+    splits: Mapping[str, SampleDataset], skip: bool = False, advice: str = ROW_ADVICE, workers: int = 0
+) -> Splits:
     """Check all rows of all splits. The images of a few evenly spaced rows are decoded.
 
     Args:
         splits: Datasets by name of the split.
         skip: True: report unusable rows; False: raise the error of the first one.
         advice: End of that error: the ways to correct it.
+        workers: Number of processes that inspect the rows of large splits; see `SplitRows`.
 
     Raises:
         DataError: A row cannot be used, marks have another form than their class reads, or a patient is in two splits.
     """
     reports, patients, rows = {}, {}, {}
     for name, dataset in splits.items():
-        reports[name], patients[name], rows[name] = _check_split(name, dataset, None if skip else advice)
+        reports[name], patients[name], rows[name] = _check_split(
+            SplitRows(name, dataset), None if skip else advice, workers
+        )
     check_leakage(patients)
     warn_of_repeated_rows(rows)
     return Splits(splits, reports)
@@ -165,6 +169,15 @@ def _check_patient(sample: Sample, inspected: Sample, source: SampleDataset, ind
         )
 
 
+def _decoded(row: InspectedRow, source: SampleDataset, index: int) -> InspectedRow | str:
+    """Decode the images of a row; return the row, or the sentence of the error."""
+    try:
+        _check_patient(source.sample(index), row.sample, source, index)
+    except UserError as error:
+        return sentence_of(error)
+    return row
+
+
 def _token_like(sample: Sample) -> Iterator[str]:
     """Yield the texts in the turns of a sample that have the form of a special token."""
     for turn in sample.turns:
@@ -172,50 +185,52 @@ def _token_like(sample: Sample) -> Iterator[str]:
             yield from (text for text in _TOKEN_LIKE.findall(turn.text) if text not in _PLACEHOLDERS)
 
 
-def _check_split(name: str, dataset: SampleDataset, advice: str | None) -> tuple[SplitReport, Patients, RowHashes]:
+def _check_split(split: SplitRows, advice: str | None, workers: int) -> tuple[SplitReport, Patients, RowHashes]:
     """Check the rows of one split; return its report, patients and rows. `advice` is None to skip unusable rows."""
     report, patients, content, hashes = SplitReport(), Patients(), ContentDigest(), RowHashes()
     forms: dict[int, MarkForms] = {}
+    name = split.name
     measures, answers = ImplausibleMeasures(name), AnswerForms(name)
-    total = sum(1 for _ in dataset.rows())  # not `len(dataset)`, the number of draws of a MixedDataset
-    rows, step, compared = 0, -(-total // DECODED), -(-total // COMPARED)
-    sources = with_progress(dataset.rows(), f"checking the rows of {name}", total)
-    for rows, (source, index) in enumerate(sources, start=1):  # noqa: B007
-        with in_row(name, rows - 1):
-            try:
-                sample = source.inspect(index)
-                if source.reads_files and (rows - 1) % step == 0:
-                    _check_patient(source.sample(index), sample, source, index)
-            except UserError as error:
-                report.skipped[sentence_of(error)] = source
+    step = -(-split.count // DECODED)
+    inspected = with_progress(split.inspected(workers), f"checking the rows of {name}", split.count)
+    for number, (source, index, row) in enumerate(inspected):
+        with in_row(name, number):
+            if number % step == 0 and source.reads_files and isinstance(row, InspectedRow):
+                row = _decoded(row, source, index)
+            if isinstance(row, str):
+                report.skipped[row] = source
                 content.add_unusable()
                 continue
-            content.add(sample, reads_files=(rows - 1) % compared == 0)
-            hashes.add(sample)
+            sample = row.sample
+            content.add(row.content)
+            if row.identity is not None:
+                hashes.add(row.identity)
             report.answers.add(sample)
             answers.add(sample, source, index)
-            report.longest.add(sample, source, index, rows - 1)
+            report.longest.add(sample, source, index, number)
             if len(report.token_like) < MAX_TOKENS:
                 for text in _token_like(sample):
-                    report.token_like.setdefault(text, CheckedRow(rows - 1, source, index))
+                    report.token_like.setdefault(text, CheckedRow(number, source, index))
             patients.add(sample.group, source, index)
             if sample.modality is not None:
                 report.modalities[sample.modality] += 1
             if sample.marks:
-                forms.setdefault(id(source), MarkForms(source)).add(sample, index)
+                if id(source) not in forms:
+                    forms[id(source)] = MarkForms(source)
+                forms[id(source)].add(sample, index)
             if sample.measures:
                 measures.add(sample.measures, source, index)
     patients.check_forms()
     if report.skipped and advice is not None:
         first, others = next(iter(report.skipped)), len(report.skipped) - 1
         more = f" ({others:,} other row{'s' * (others > 1)} of {name} cannot be used, either)" if others else ""
-        if others and len(report.skipped) == rows:  # without these rows nothing would be left
+        if others and len(report.skipped) == split.count:  # without these rows nothing would be left
             fix = "correct the rows" + (f", or the options in data_args.{name}" if name in SPLITS else "")
             more, advice = "", f"no other row of {name} can be used, either: {fix}"
         raise error_of(advised(first + more, advice))
-    if len(report.skipped) == rows:
-        split = "training" if name == "train" else name
-        raise error_of(f"no row of the {split} split could be used; one of them: {next(iter(report.skipped))}")
+    if len(report.skipped) == split.count:
+        kind = "training" if name == "train" else name
+        raise error_of(f"no row of the {kind} split could be used; one of them: {next(iter(report.skipped))}")
     for form in forms.values():
         with in_split(name):
             form.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -27,24 +28,9 @@ class ContentDigest:
     def __init__(self) -> None:
         self._digest = hashlib.blake2b(digest_size=16)
 
-    def add(self, sample: Sample, reads_files: bool = False) -> None:
-        """Add the next sample, as `SampleDataset.inspect` returns it.
-
-        With `reads_files`, the start, the middle and the end of its files are read, of at most `FILES` evenly spaced
-        ones of an image: uncompressed images of one size have equally long files.
-        """
-        texts = [(turn.role, turn.text, turn.marks) for turn in sample.turns]
-        images = [_file(image) for image in sample.images if isinstance(image, UndecodedImage)]
-        marks = [(mark.box, mark.point, mark.image) for mark in sample.marks]
-        measures = sorted(sample.measures.items())
-        self._digest.update(repr((texts, images, marks, measures, sample.group)).encode("utf-8"))
-        for mark in sample.marks:
-            self._add_mask(mark)
-        if reads_files:
-            files = [image.files for image in sample.images if isinstance(image, UndecodedImage)]
-            spaced = (paths[:: -(-len(paths) // FILES)] for paths in files if paths)
-            for path in dict.fromkeys(chain.from_iterable(spaced)):
-                self._add_file(path)
+    def add(self, content: bytes) -> None:
+        """Add the next sample: its `content_of`."""
+        self._digest.update(content)
 
     def add_unusable(self) -> None:
         """Add the next row, which cannot be used."""
@@ -54,24 +40,47 @@ class ContentDigest:
         """Return the digest as text."""
         return self._digest.hexdigest()
 
-    def _add_mask(self, mark: Mark) -> None:
-        if mark.undecoded is not None:
-            self._digest.update(repr((mark.undecoded.height, mark.undecoded.width)).encode())
-            self._digest.update(mark.undecoded.content)
-        if mark.mask is not None:
-            self._digest.update(repr(mark.mask.shape).encode())
-            self._digest.update(mark.mask.tobytes())
 
-    def _add_file(self, path: Path) -> None:
-        """Add parts of a file. One that cannot be read is left out: the row is reported when its image is decoded."""
-        try:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                for start in (0, size // 2, max(0, size - PART)):
-                    file.seek(start)
-                    self._digest.update(file.read(PART))
-        except OSError:
-            return
+def content_of(sample: Sample, reads_files: bool = False) -> bytes:
+    """Return the content of a sample, as `SampleDataset.inspect` returns it.
+
+    With `reads_files`, it includes the start, the middle and the end of its files, of at most `FILES` evenly spaced
+    ones of an image: uncompressed images of one size have equally long files.
+    """
+    texts = [(turn.role, turn.text, turn.marks) for turn in sample.turns]
+    images = [_file(image) for image in sample.images if isinstance(image, UndecodedImage)]
+    marks = [(mark.box, mark.point, mark.image) for mark in sample.marks]
+    measures = sorted(sample.measures.items())
+    parts = [repr((texts, images, marks, measures, sample.group)).encode("utf-8")]
+    for mark in sample.marks:
+        parts += _parts_of_mask(mark)
+    if reads_files:
+        files = [image.files for image in sample.images if isinstance(image, UndecodedImage)]
+        spaced = (paths[:: -(-len(paths) // FILES)] for paths in files if paths)
+        for path in dict.fromkeys(chain.from_iterable(spaced)):
+            parts += _parts_of_file(path)
+    return b"".join(parts)
+
+
+def _parts_of_mask(mark: Mark) -> Iterator[bytes]:
+    if mark.undecoded is not None:
+        yield repr((mark.undecoded.height, mark.undecoded.width)).encode()
+        yield mark.undecoded.content
+    if mark.mask is not None:
+        yield repr(mark.mask.shape).encode()
+        yield mark.mask.tobytes()
+
+
+def _parts_of_file(path: Path) -> Iterator[bytes]:
+    """Yield parts of a file. One that cannot be read is left out: the row is reported when its image is decoded."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            for start in (0, size // 2, max(0, size - PART)):
+                file.seek(start)
+                yield file.read(PART)
+    except OSError:
+        return
 
 
 def _file(image: UndecodedImage) -> tuple[int | str, str, int]:

@@ -152,7 +152,8 @@ class RowImages:
                 `{"path": "a.dcm", "frames": 3}`. The path of a DICOM series is its folder, or the list of its files.
             options: Options of the reader. They override those of `image`, which override `self.reader`.
         """
-        settings = dict(image) if isinstance(image, Mapping) else {"path": image}
+        # Most images are texts, and `isinstance` of a Mapping takes longer than reading the type.
+        settings = dict(image) if type(image) is not str and isinstance(image, Mapping) else {"path": image}
         name, content = settings.pop("path", None), settings.pop("bytes", None)
         chosen = {**(self.reader or {}), **settings, **options}
         if isinstance(content, bytes):
@@ -170,14 +171,32 @@ class RowImages:
 
 
 class UndecodedImage(Image.Image):
-    """RGB image that is decoded when its pixels are read; its size comes from the header of the file if possible."""
+    """RGB image that is decoded when its pixels are read; its size comes from the header of the file if possible.
 
-    def __init__(self, path: Path | Sequence[Path] | bytes, options: Mapping[str, Any], number: int) -> None:
+    Args:
+        path: File, files of a DICOM series, or the bytes of a file.
+        options: Options of the reader.
+        number: Number of the image among those that the options select.
+        size: Width and height in pixels; (0, 0): not known yet.
+    """
+
+    def __init__(
+        self,
+        path: Path | Sequence[Path] | bytes,
+        options: Mapping[str, Any],
+        number: int,
+        size: tuple[int, int] = (0, 0),
+    ) -> None:
         super().__init__()
         self._mode = "RGB"
         self._path, self.options, self.number = path, options, number
         self._is_decoded = False
-        self._size = (0, 0)
+        self._size = size
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy in another process is made: it is read again, and has the size if that is known."""
+        return UndecodedImage, (self._path, self.options, self.number, self._size)
 
     @property
     def name(self) -> tuple[str, str, int]:

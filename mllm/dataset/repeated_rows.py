@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from array import array
@@ -22,17 +23,26 @@ class RowHashes:
     def __init__(self) -> None:
         self._hashes = array("q")
 
-    def add(self, sample: Sample) -> None:
-        """Add a row. One without texts, or with images that are no files, cannot be compared and is left out."""
-        images = [image for image in sample.images if isinstance(image, UndecodedImage)]
-        if not sample.turns or len(images) < len(sample.images):
-            return
-        places = [(os.path.abspath(place), *others) for place, *others in (image.name for image in images)]
-        self._hashes.append(hash((*places, *((turn.role, turn.text) for turn in sample.turns))))
+    def add(self, identity: int) -> None:
+        """Add the identity of a row; see `identity_of`."""
+        self._hashes.append(identity)
 
     def unique(self) -> np.ndarray:
         """Return the different hashes, sorted."""
         return np.unique(np.array(self._hashes, np.int64))
+
+
+def identity_of(sample: Sample) -> int | None:
+    """Return a hash of 64 bits of a row, equal in all processes.
+
+    None: it has no texts, or images that are no files, and cannot be compared.
+    """
+    images = [image for image in sample.images if isinstance(image, UndecodedImage)]
+    if not sample.turns or len(images) < len(sample.images):
+        return None
+    places = [(os.path.abspath(place), *others) for place, *others in (image.name for image in images)]
+    text = repr((places, [(turn.role, turn.text) for turn in sample.turns]))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def warn_of_repeated_rows(rows: Mapping[str, RowHashes]) -> None:

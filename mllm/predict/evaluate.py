@@ -216,7 +216,9 @@ def _write(
 def open_split(config: RunConfig, options: EvaluateOptions) -> Splits:
     """Return the checked dataset of the split alone; the data of other splits may be absent."""
     others: dict[str, Any] = {name: None for name in SPLITS if name != options.split}
-    splits = open_datasets(replace(config.data_args, **others), seed=config.training_args["seed"], origin=config.origin)
+    args, training = replace(config.data_args, **others), config.training_args
+    workers = training["dataloader_num_workers"]
+    splits = open_datasets(args, seed=training["seed"], origin=config.origin, workers=workers)
     if options.split not in splits:
         raise ConfigError(
             f"{options.config}: data_args.{options.split} is not set, so there is no split '{options.split}' to "

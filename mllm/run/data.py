@@ -60,7 +60,9 @@ def open_splits(config: RunConfig) -> CheckedSplits:
             f"{config.origin('data_args', 'train')}: data_args.train is None or absent, so there are no training data: "
             "set it to a dataset, such as dict(type='VQADataset', data_path='rows.jsonl')"
         )
-    splits = open_datasets(config.data_args, seed=config.training_args["seed"], origin=config.origin)
+    training = config.training_args
+    workers = training["dataloader_num_workers"]
+    splits = open_datasets(config.data_args, seed=training["seed"], origin=config.origin, workers=workers)
     for name, split in splits.items():
         if not split.has_references:
             raise ConfigError(

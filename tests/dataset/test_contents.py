@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mllm.dataset.contents import ContentDigest
+from mllm.dataset.contents import ContentDigest, content_of
 from mllm.dataset.image_files import UndecodedImage
 from mllm.structures import Sample
 
 
 def digest(source: Path | Sequence[Path], reads_files: bool = True) -> str:
     content = ContentDigest()
-    content.add(Sample([], [UndecodedImage(source, {}, 0)]), reads_files)
+    content.add(content_of(Sample([], [UndecodedImage(source, {}, 0)]), reads_files))
     return content.hexdigest()
 
 

@@ -46,18 +46,18 @@ def read_voc(root: Path, split: str | None, empty_boxes: EmptyBoxes = "refuse") 
     Raises:
         DataError: The split has no list, or its list is empty.
     """
-    dropped = 0
+    dropped, folder = 0, str(root / "Annotations")
 
     def annotated(name: str, location: str) -> AnnotatedImage:
         nonlocal dropped
-        file = root / "Annotations" / f"{name}.xml"
+        file = os.path.join(folder, f"{name}.xml")  # pathlib takes a tenth of the time of an annotation
         try:
             image, objects, empty, size = _read(file, name)
         except DataError as error:
-            return AnnotatedImage(f"{name}.jpg", location if not file.exists() else str(file), error=str(error))
+            return AnnotatedImage(f"{name}.jpg", file if os.path.exists(file) else location, error=str(error))
         refusal = empty_box_error(empty, empty_boxes)
         dropped += 0 if refusal else len(empty)
-        return AnnotatedImage(image, str(file), () if refusal else tuple(objects), refusal, size=size)
+        return AnnotatedImage(image, file, () if refusal else tuple(objects), refusal, size=size)
 
     names = _names(root, split)
     images = AnnotatedImages(annotated(*name) for name in with_progress(names, "reading annotations"))
@@ -87,28 +87,36 @@ def _names(root: Path, split: str | None) -> Sequence[tuple[str, str]]:
     return names
 
 
-def _read(file: Path, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox], tuple[int, int] | None]:
+def _read(file: str, name: str) -> tuple[str, list[LabeledBox], list[LabeledBox], tuple[int, int] | None]:
     """Return the image of an annotation, its objects, those without an area, and its size; raise `DataError`."""
     try:
-        root = ElementTree.fromstring(file.read_bytes())
+        with open(file, "rb", buffering=0) as opened:
+            root = ElementTree.fromstring(opened.read())
     except FileNotFoundError:
         raise DataError(f"annotation {file} does not exist") from None
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"not valid XML ({error})") from error
-    image = Path((root.findtext("filename") or "").strip().replace("\\", "/")).name or f"{name}.jpg"
+    image = _file_name(root.findtext("filename") or "") or f"{name}.jpg"
     objects: list[LabeledBox] = []
     empty: list[LabeledBox] = []
     for number, element in enumerate(root.iter("object"), start=1):
         label = (element.findtext("name") or "").strip()
         if not label:
             raise DataError(f"object {number} has no name")
+        box = element.find("bndbox")
+        corners = {} if box is None else {child.tag: child.text for child in reversed(box)}  # the first of equal tags
         try:
-            x1, y1, x2, y2 = (float(element.findtext(f"bndbox/{corner}") or "") for corner in _CORNERS)
-        except ValueError:
+            x1, y1, x2, y2 = (float(corners[corner] or "") for corner in _CORNERS)
+        except (KeyError, ValueError):
             raise DataError(f"object {number} ({label}) needs the numbers {', '.join(_CORNERS)} in bndbox") from None
         if x2 < x1 or y2 < y1:
             raise DataError(f"object {number} ({label}) has reversed corners ({x1:g}, {y1:g}, {x2:g}, {y2:g})")
         is_empty = x1 == x2 or y1 == y2
         (empty if is_empty else objects).append(LabeledBox(label, (x1 - 1, y1 - 1, x2, y2)))
     size = size_of(root.findtext("size/width"), root.findtext("size/height"))
-    return image if Path(image).suffix else f"{image}.jpg", objects, empty, size
+    return image if os.path.splitext(image)[1] else f"{image}.jpg", objects, empty, size
+
+
+def _file_name(path: str) -> str:
+    """Return the last part of a path of any operating system; empty if there is none."""
+    return os.path.basename(path.strip().replace("\\", "/").rstrip("/"))

@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -120,8 +121,10 @@ class GroundingDataset(ImageTextDataset):
 
     def draw_template(self, rng: np.random.Generator, **values: str) -> str:
         """Return a random template with each `<name>` replaced by the value of that name, in one pass."""
-        template = self.templates[int(rng.integers(len(self.templates)))]
-        return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
+        pieces = list(_pieces(self.templates[int(rng.integers(len(self.templates)))]))
+        for place in range(1, len(pieces), 2):
+            pieces[place] = values.get(pieces[place], f"<{pieces[place]}>")
+        return "".join(pieces)
 
     def question_turn(self, question: str, groups: Sequence[Sequence[int]] = ()) -> Turn:
         """Return a question about the image; `groups` holds the mark indices of each `<box>` and `<point>` in it."""
@@ -162,6 +165,12 @@ class GroundingDataset(ImageTextDataset):
     def miniature_row(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Return a row of this dataset for a row of `write_marked_miniature`."""
         raise ConfigError(f"{cls.__name__} has no generated miniature: define miniature_row(cls, row)")
+
+
+@lru_cache(maxsize=1024)
+def _pieces(template: str) -> tuple[str, ...]:
+    """Return the texts of a template and between them the names of its placeholders."""
+    return tuple(_PLACEHOLDER.split(template))
 
 
 def _templates(path: Path) -> tuple[str, ...]:

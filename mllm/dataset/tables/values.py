@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from functools import lru_cache
 from typing import Any, Literal
 
 from mllm.errors import DataError, hint
@@ -141,18 +142,7 @@ def patient_of(value: Any, field: str) -> str | None:
     if is_empty(value):
         return None
     if isinstance(value, str):
-        check_characters(value, f"field '{field}'")
-        text = value if value.isascii() else unicodedata.normalize("NFC", _visible(value))
-        text = " ".join(text.split())
-        if text.lower() in _NO_PATIENT:
-            return None
-        if _ROUNDED.fullmatch(text):
-            raise DataError.without_values(
-                f"field '{field}' must be the id of a patient, and has a large number of which Excel kept some digits "
-                "(such as 1.2E+11): write the column as text"
-            )
-        integer = _INTEGER.fullmatch(text)
-        return integer[1] if integer else text
+        return _patient_of_text(value, field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
@@ -160,6 +150,22 @@ def patient_of(value: Any, field: str) -> str | None:
     raise DataError.without_values(
         f"field '{field}' must be the id of a patient, a text or an integer, not {_kind(value)}"
     )
+
+
+@lru_cache(maxsize=64)  # a row is read several times, and adjacent rows often have one patient
+def _patient_of_text(value: str, field: str) -> str | None:
+    check_characters(value, f"field '{field}'")
+    text = value if value.isascii() else unicodedata.normalize("NFC", _visible(value))
+    text = " ".join(text.split())
+    if text.lower() in _NO_PATIENT:
+        return None
+    if _ROUNDED.fullmatch(text):
+        raise DataError.without_values(
+            f"field '{field}' must be the id of a patient, and has a large number of which Excel kept some digits "
+            "(such as 1.2E+11): write the column as text"
+        )
+    integer = _INTEGER.fullmatch(text)
+    return integer[1] if integer else text
 
 
 def number_in(value: Any) -> float:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import pickle
 from abc import abstractmethod
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -53,7 +56,7 @@ class AnnotationRecords(Records):
         self, path: Path, images: AnnotatedImages, rows_of: Callable[[AnnotatedImage], list[dict[str, Any]]]
     ) -> None:
         self.path, self.images, self.rows_of = path, images, rows_of
-        self.ends = np.cumsum([len(self._rows_of(image)) for image in images])
+        self.ends = array("q", accumulate(len(self._rows_of(image)) for image in images))
         """Number of rows up to the end of each image."""
         self._last: tuple[int, list[bytes]] = -1, []
         """Image whose rows were read last, and these rows, pickled, so that changes of what was read are not kept."""
@@ -66,11 +69,11 @@ class AnnotationRecords(Records):
     def _position(self, index: int) -> tuple[int, int]:
         """Return the image of a row, and the number of the row among those of the image."""
         index = from_zero(index, len(self))
-        image = int(np.searchsorted(self.ends, index, side="right"))
-        return image, index - (int(self.ends[image - 1]) if image else 0)
+        image = bisect_right(self.ends, index)
+        return image, index - (self.ends[image - 1] if image else 0)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     @override
     def __getitem__(self, index: int) -> dict[str, Any]:

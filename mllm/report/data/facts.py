@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.contents import ContentDigest
+from mllm.dataset.contents import ContentDigest, content_of
 from mllm.dataset.image_files import UndecodedImage
 from mllm.dataset.readers import notices
 from mllm.dataset.rows import Row
@@ -163,7 +163,7 @@ class _Rows(Dataset[RowFacts]):
 def row_key(sample: Sample) -> str:
     """Return a digest of a sample that `inspect` returned: its contents, and the modification times of its files."""
     content = ContentDigest()
-    content.add(sample)
+    content.add(content_of(sample))
     times = repr([(str(file), file.stat().st_mtime_ns) for file in _files(sample)])
     return hashlib.blake2b((content.hexdigest() + times).encode(), digest_size=16).hexdigest()
 
