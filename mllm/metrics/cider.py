@@ -11,7 +11,7 @@ import numpy as np
 from mllm.metrics.base import REPORT, PartedMetric, computed_once, reads
 from mllm.metrics.overlap import caption
 from mllm.metrics.packages import optional
-from mllm.metrics.parts import ColumnSums, KeyCounts
+from mllm.metrics.parts import ColumnSums, KeyCounts, mapped
 from mllm.registry import METRICS
 from mllm.structures import Answer
 
@@ -40,8 +40,7 @@ class CIDEr(PartedMetric):
     """Mean CIDEr-D of the samples, 0 to 10, by pycocoevalcap (Vedantam et al. 2015, arXiv:1411.5726).
 
     Words are lower-case, without punctuation. Stanford's tokenizer, which pycocoevalcap runs before in Java, also
-    splits contractions. n-grams are weighted by the references of the whole split, also in the bootstrap: 16 bytes for
-    each n-gram that is in several references are kept in memory.
+    splits contractions. n-grams are weighted by the references of the whole split, also in the bootstrap.
 
     Figures: `cider`, `failed` (empty answers) and `samples`.
     """
@@ -88,7 +87,7 @@ class CIDEr(PartedMetric):
             columns.add(units, np.array(scores), np.ones(len(texts)))
         return columns.sums
 
-    def _frequencies(self) -> tuple[np.ndarray, np.ndarray]:
+    def _frequencies(self) -> list[np.ndarray]:
         """Return the hashes of the n-grams that are in several references, sorted, and the numbers of references.
 
         pycocoevalcap weights an n-gram that is in one reference as one that is in none.
@@ -98,8 +97,8 @@ class CIDEr(PartedMetric):
             for start in range(0, len(texts), BLOCK):
                 keys = [_key(ngram) for _, reference in texts[start : start + BLOCK] for ngram in _ngrams(reference)]
                 counts.add(np.array(keys, np.uint64), np.ones((len(keys), 1)))
-        several = [(keys[sums[:, 0] > 1], sums[sums[:, 0] > 1, 0]) for keys, sums in counts]
-        return np.concatenate([keys for keys, _ in several]), np.concatenate([sums for _, sums in several])
+        several = ((keys[sums[:, 0] > 1], sums[sums[:, 0] > 1, 0]) for keys, sums in counts)
+        return mapped(several, (np.uint64, np.int64))
 
     def _scores(self, texts: Sequence[Pair], hashes: np.ndarray, frequencies: np.ndarray) -> Iterator[float]:
         """Yield the scores of some samples."""
@@ -110,7 +109,8 @@ class CIDEr(PartedMetric):
         ngrams = list({ngram for pair in pairs for counts in pair for ngram in counts})
         keys = np.array([_key(ngram) for ngram in ngrams], np.uint64)
         places = np.searchsorted(hashes, keys)
-        found = np.flatnonzero(np.append(hashes, np.uint64(0))[places] == keys)
+        inside = np.flatnonzero(places < len(hashes))
+        found = inside[hashes[places[inside]] == keys[inside]]
         scorer.document_frequency = defaultdict(float)
         for place, count in zip(found.tolist(), frequencies[places[found]].tolist(), strict=True):
             scorer.document_frequency[ngrams[place]] = count

@@ -11,7 +11,7 @@ import hashlib
 import pickle
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -82,6 +82,31 @@ class PartFile:
         """Return a part by its number, from 0."""
         self._file.seek(self._starts[number])
         return pickle.load(self._file)
+
+
+def mapped(parts: Iterable[Sequence[np.ndarray]], types: Sequence[type]) -> list[np.ndarray]:
+    """Join the columns of parts in temporary files, and return them mapped into memory.
+
+    Args:
+        parts: Columns [N] of each part.
+        types: Type of each column.
+
+    Raises:
+        OSError: The disk is full; `filename` is the folder of temporary files.
+    """
+    files = [tempfile.TemporaryFile() for _ in types]  # noqa: SIM115
+    try:
+        for part in parts:
+            for file, kind, column in zip(files, types, part, strict=True):
+                file.write(np.asarray(column, kind).tobytes())
+        for file in files:
+            file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
+    return [
+        np.memmap(file, kind, "r") if file.tell() else np.zeros(0, kind)
+        for file, kind in zip(files, types, strict=True)
+    ]
 
 
 class ColumnSums:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scores import points
 
 from mllm.metrics.base import PartedMetric, content_read
-from mllm.metrics.parts import UNITS, EntrySums, KeyCounts, PartFile, unit_of
+from mllm.metrics.parts import UNITS, EntrySums, KeyCounts, PartFile, mapped, unit_of
 from mllm.metrics.scoring import Series
 from mllm.registry import METRICS
 from mllm.structures import Answer, Mark
@@ -182,3 +182,11 @@ def test_memory_does_not_grow_with_the_answers(name: str, monkeypatch: pytest.Mo
             sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert sizes[1] - sizes[0] < 10_000
+
+
+def test_columns_of_parts_are_joined_in_files() -> None:
+    rng = np.random.default_rng(0)
+    parts = [(rng.integers(0, 2**64, size, np.uint64), rng.integers(0, 9, size)) for size in (3, 0, 5)]
+    for joined, columns in zip(mapped(iter(parts), (np.uint64, np.int64)), zip(*parts, strict=True), strict=True):
+        assert joined.tolist() == np.concatenate(columns).tolist()
+    assert [len(column) for column in mapped([], (np.uint64, np.int64))] == [0, 0]
