@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm.dataset.base import SampleDataset
-from mllm.files import write_json
+from mllm.files import json_text, replaced_file
 from mllm.private_messages import is_private
 from mllm.structures import Answer
 
@@ -35,8 +36,8 @@ class ChallengeDataset(SampleDataset):
         """
 
 
-def challenge_entries(split: SampleDataset, answers: Iterable[tuple[int, Answer]]) -> dict[str, list[Any]]:
-    """Return the entries of all rows of a split in their order, by the name of the file of answers.
+def challenge_entries(split: SampleDataset, answers: Iterable[tuple[int, Answer]]) -> Iterator[tuple[str, Any]]:
+    """Yield the name of the file of answers and the entry of each row of a split, in the order of the rows.
 
     Rows of other datasets, which can be combined with those of a challenge, have no entry.
 
@@ -44,17 +45,15 @@ def challenge_entries(split: SampleDataset, answers: Iterable[tuple[int, Answer]
         split: A split whose rows are fixed.
         answers: Index of a row of the split and its predicted answer, in the order of the rows.
     """
-    entries: dict[str, list[Any]] = {}
     following = iter(answers)
     answered, answer = next(following, (None, None))
     for index, (source, row) in enumerate(split.rows()):
         own = answer if answered == index else None
         if isinstance(source, ChallengeDataset):
-            entries.setdefault(source.challenge_file, []).append(source.challenge_entry(row, own))
+            yield source.challenge_file, source.challenge_entry(row, own)
         if answered == index:
             answered, answer = next(following, (None, None))
     assert answered is None, "the answers are in the order of the rows"
-    return entries
 
 
 def write_challenge_files(split: SampleDataset, answers: Iterable[tuple[int, Answer]], folder: Path) -> list[Path]:
@@ -76,7 +75,15 @@ def write_challenge_files(split: SampleDataset, answers: Iterable[tuple[int, Ans
         reason = "the run is private" if is_private() else "the rows of the split are drawn at random"
         logger.warning("%s is not written: %s", ", ".join(sorted(names)), reason)
         return []
-    paths = [write_json(folder / name, rows) for name, rows in challenge_entries(split, answers).items()]
+    paths = [folder / name for name in sorted(names)]
+    with ExitStack() as opened:
+        files = {path.name: opened.enter_context(replaced_file(path)) for path in paths}
+        starts = dict.fromkeys(files, "[\n  ")
+        for name, entry in challenge_entries(split, answers):
+            files[name].write(starts[name] + json_text(entry).rstrip("\n").replace("\n", "\n  "))
+            starts[name] = ",\n  "
+        for file in files.values():
+            file.write("\n]\n")
     for path in paths:
         logger.info("answers in the format of the challenge are in %s", path)
     return paths

@@ -12,6 +12,7 @@ from mllm.dataset.builder import build_dataset
 from mllm.dataset.challenge import challenge_entries, write_challenge_files
 from mllm.dataset.public.flare import FLAREDataset
 from mllm.dataset.public.flare_answers import challenge_answer
+from mllm.files import json_text
 from mllm.structures import Answer, Mark
 
 QUESTION = "Question: What is shown? Options: A: normal, B: edema, C: nodule, D: another"
@@ -88,16 +89,17 @@ def read_order(root: Path) -> list[Path]:
     return [Path(name) for name in dict.fromkeys(names)]
 
 
-def test_a_combined_split_has_the_rows_of_the_challenge_alone(flare) -> None:
+def test_a_combined_split_has_the_rows_of_the_challenge_alone(flare, tmp_path: Path) -> None:
     options, _ = flare
     other = {"type": "DummyDataset", "size": 2, "image_size": 32}
     subset = {"type": "SubsetDataset", "dataset": options, "indices": [3, 5]}
     split = build_dataset({"type": "ConcatDataset", "datasets": [other, subset]})
-    entries = challenge_entries(split, [(0, Answer("no")), (3, Answer("five"))])
+    answers = [(0, Answer("no")), (3, Answer("five\u2028\nsix"))]
+    rows = [row for name, row in challenge_entries(split, answers) if name == "predictions.json"]
     full = build_dataset(options)
-    assert [row["Answer"] for row in entries["predictions.json"]] == ["", "five"]
-    questions = [full.records[index]["question"] for index in (3, 5)]
-    assert [row["Question"] for row in entries["predictions.json"]] == questions
+    assert [row["Answer"] for row in rows] == ["", "five\u2028\nsix"]
+    assert [row["Question"] for row in rows] == [full.records[index]["question"] for index in (3, 5)]
+    assert [path.read_text() for path in write_challenge_files(split, answers, tmp_path)] == [json_text(rows)]
 
 
 def test_a_random_mixture_writes_no_file(flare, tmp_path: Path, caplog) -> None:
