@@ -13,16 +13,16 @@ case "${1:-}" in
         exit 2
         ;;
 esac
-command -v uv >/dev/null || {
-    echo "check_versions.sh needs uv: https://docs.astral.sh/uv" >&2
+uv=$(command -v uv || command -v .venv/bin/uv) || {
+    echo "check_versions.sh needs uv: run scripts/setup.sh, or see https://docs.astral.sh/uv" >&2
     exit 1
 }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-uv venv --quiet --python "${PYTHON:-python3}" "$folder/venv"
+"$uv" venv --quiet --python "${PYTHON:-python3}" "$folder/venv"
 cp -r setup.py README.md mllm "$folder" # an installation writes its folder build
-uv pip install --quiet --python "$folder/venv/bin/python" "${versions[@]}" "$folder[all,dev]"
-uv pip list --python "$folder/venv/bin/python" | grep -E '^(torch|transformers|accelerate|peft|bitsandbytes|numpy) '
+"$uv" pip install --quiet --python "$folder/venv/bin/python" "${versions[@]}" "$folder[all,dev]"
+"$uv" pip list --python "$folder/venv/bin/python" | grep -E '^(torch|transformers|accelerate|peft|bitsandbytes|numpy) '
 export PYTHONPATH=. OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$folder/venv/bin/python" -m pytest -q -n 2 --dist loadfile tests/tiny tests/engine/test_preflight.py \
     tests/engine/test_trainer.py tests/pipeline/test_finetune.py tests/pipeline/test_merge.py tests/pipeline/test_text.py \
