@@ -72,9 +72,11 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the runs of all configs, which share the tiny checkpoints in it.
 
-    Gemma 3n has four layers in place of the 21 of `--tiny`, which llama.cpp requires; no config writes its file.
+    Gemma 3n has four layers in place of the 21 of `--tiny`, which llama.cpp requires; no config writes its file. Images
+    of MedGemma have 448 pixels in place of 896, which teachers without `image_size` would read.
     """
     folder = tmp_path_factory.mktemp("runs")
+    write_tiny("medgemma", folder / "ckpt" / "tiny-medgemma", vision={"image_size": 448})
     write_tiny("gemma3n", folder / "ckpt" / "tiny-gemma3n-deep")
     return folder
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from typing_extensions import override
 
 from mllm.dataset.base import SampleDataset
-from mllm.dataset.phantoms.phantom import MODALITIES, draw
+from mllm.dataset.phantoms.phantom import MODALITIES, Phantom, draw
 from mllm.dataset.phantoms.questions import TASKS, draw_lesion_count, draw_question
 from mllm.errors import ConfigError, hint
 from mllm.registry import DATASETS
 from mllm.structures import IMAGE, Sample, Turn
+
+
+@lru_cache(maxsize=64)
+def _phantom(modality: str, task: str, seed: int, index: int, size: int) -> Phantom:
+    """Return the phantom of a sample. Checks, epochs and evaluations of small runs read the same samples again."""
+    rng = np.random.default_rng((seed, index, 0))
+    return draw(modality, rng, size, draw_lesion_count(task, rng))
 
 
 @DATASETS.register_module()
@@ -53,8 +61,7 @@ class DummyDataset(SampleDataset):
         index = self._checked(index)
         cycle, position = divmod(index, len(self.tasks))
         task, modality = self.tasks[position], self.modalities[cycle % len(self.modalities)]
-        rng = np.random.default_rng((self.seed, index, 0))
-        phantom = draw(modality, rng, self.image_size, draw_lesion_count(task, rng))
+        phantom = _phantom(modality, task, self.seed, index, self.image_size)
         # A separate generator, so that the phrasing does not depend on the numbers drawn for the image.
         question = draw_question(phantom, task, np.random.default_rng((self.seed, index, 1, epoch)))
         return Sample(
