@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from mllm.config.engines import engine_settings
 from mllm.config.hardware import Hardware
 from mllm.config.rules.privacy import datasets_in
+from mllm.config.rules.sharding import fsdp_options
 from mllm.config.schema import PrivacyArgs, RunConfig
 from mllm.config.trainable import trained_parts
 from mllm.engine.callbacks import Checkpoints, Epochs
@@ -32,7 +33,7 @@ from mllm.engine.sharded_trainer import trains_images
 from mllm.engine.trackers import Tracker, public_settings
 from mllm.engine.trainer import MultimodalTrainer
 from mllm.engine.training_data import TrainingData
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, hint
 from mllm.family import FAMILIES
 from mllm.objectives.base import Objective
 from mllm.protocols import Bundle
@@ -87,6 +88,7 @@ def build_multimodal_trainer(
     config: RunConfig, hardware: Hardware, learner: Learner, folder: Path, data: TrainingData
 ) -> MultimodalTrainer:
     """Build a MultimodalTrainer with its callbacks, or a PrivateTrainer if the config has `privacy_args`."""
+    _refuse_unknown_layers(config, learner)
     settings = {**config.training_args, **engine_settings(config)}
     enable_checkpointing(learner, settings)
     limit = settings.pop("save_total_limit")
@@ -129,6 +131,18 @@ def build_multimodal_trainer(
     assert bar is not None
     trainer.add_callback(LogLines if trainer.args.disable_tqdm else ProgressBar)
     return trainer
+
+
+def _refuse_unknown_layers(config: RunConfig, learner: Learner) -> None:
+    """Raise `ConfigError` for layers of FSDP that the model does not have, before accelerate ends in a traceback."""
+    names = fsdp_options(config).get("transformer_layer_cls_to_wrap") or ()
+    classes = sorted({type(module).__name__ for module in learner.modules()})
+    for name in [names] if isinstance(names, str) else names:
+        if name not in classes:
+            raise ConfigError(
+                f"{config.origin('training_args', 'fsdp_config')}: fsdp_config: the model has no layers of the class "
+                f"'{name}' in transformer_layer_cls_to_wrap{hint(name, classes)}"
+            )
 
 
 def trackers_of(config: RunConfig, folder: Path) -> list[Tracker]:

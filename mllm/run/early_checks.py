@@ -1,10 +1,11 @@
-"""Checks of optimizer, schedule and trackers before weights are loaded, with a model of one parameter."""
+"""Checks of optimizer, schedule, engine and trackers before weights are loaded, with a model of one parameter."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def check_early(config: RunConfig, hardware: Hardware, updates: int, epochs: flo
     for name in CHECKPOINTING:
         settings.pop(name, None)
         settings.pop(f"{name}_kwargs", None)
-    _refuse_fsdp_on_cpu(config)
+    _refuse_engines_without_processes(config)
     # The rules have checked the engines. With these arguments, transformers would divide weights while it loads them.
     settings |= {"deepspeed": None, "fsdp": None, "fsdp_config": None}
     folder = Path(config.training_args["output_dir"] or ".")
@@ -101,12 +102,26 @@ def _check_weights(config: RunConfig) -> None:
                 raise ConfigError(f"{config.origin('objectives', name, 'weight')}: {error}") from None
 
 
-def _refuse_fsdp_on_cpu(config: RunConfig) -> None:
-    """Raise `ConfigError` for FSDP on a CPU, where accelerate ignores it."""
+def _refuse_engines_without_processes(config: RunConfig) -> None:
+    """Raise `ConfigError` for FSDP on one process or on CPUs, and for DeepSpeed without a launcher.
+
+    Other commands read such a config on one process: they check its data, or evaluate its adapter.
+    """
+    origin, launch = config.origin("training_args", "fsdp"), "mllm launch --nproc_per_node=GPUS train CONFIG"
+    if config.training_args["fsdp"] and PartialState().num_processes < 2:
+        raise ConfigError(
+            f"{origin}: fsdp divides the weights among several processes, and this run has one: start it with "
+            f"{launch}, or remove fsdp"
+        )
     if config.training_args["fsdp"] and PartialState().distributed_type == DistributedType.MULTI_CPU:
         raise ConfigError(
-            f"{config.origin('training_args', 'fsdp')}: fsdp needs GPUs, because accelerate ignores it on a CPU: "
-            "remove it, and the processes train with DDP"
+            f"{origin}: fsdp needs GPUs, because accelerate ignores it on a CPU: remove it, and the processes train "
+            "with DDP"
+        )
+    if config.training_args["deepspeed"] and "RANK" not in os.environ:  # DeepSpeed would look for MPI
+        raise ConfigError(
+            f"{config.origin('training_args', 'deepspeed')}: deepspeed needs a launcher, also for one process: start "
+            f"the run with {launch}, or remove deepspeed"
         )
 
 

@@ -232,3 +232,10 @@ def test_memory_advice_for_a_vision_model_omits_refused_settings(kind, last, tmp
     named = [step.split(" (")[0] for step in memory_advice(config).split(": ", 1)[1].split(", then ")]
     training = ["training_args.per_device_train_batch_size", "training_args.gradient_checkpointing"]
     assert named == [*training, *last, "model_args.lora_r"]
+
+
+def test_layers_of_fsdp_that_the_model_does_not_have_are_refused(build):
+    """accelerate ended in a traceback after the checks before the first update."""
+    wrapped = dict(transformer_layer_cls_to_wrap=["Gemma3DecoderLayer", "SiglipEncoderLayr"])
+    with pytest.raises(ConfigError, match="no layers of the class 'SiglipEncoderLayr'.*: did you mean 'SiglipEncoderL"):
+        build(fsdp=True, fsdp_config=wrapped)

@@ -47,6 +47,20 @@ def test_several_processes_do_not_find_the_size_of_micro_batches(monkeypatch):
         check_early(auto, CPU, updates=10)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"fsdp": True}, "fsdp divides the weights among several processes, and this run has one: start it with mllm"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed needs a launcher, also for one process: start"),
+    ],
+)
+def test_engines_are_refused_without_a_launcher_before_weights_are_loaded(options, reason, monkeypatch):
+    """DeepSpeed ended in a traceback about mpi4py."""
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=reason):
+        check_early(config(**options), CPU, updates=10)
+
+
 def test_a_rate_that_is_0_throughout_is_refused():
     options = dict(num_stable_steps=0, num_decay_steps=0)
     with pytest.raises(ConfigError, match="the learning rate is 0 in all 3 updates"):

@@ -106,11 +106,6 @@ def _refuse_wrong_fsdp(config: RunConfig) -> None:
         if allowed is not None and value not in allowed:
             values = " or ".join(map(repr, allowed))
             raise ConfigError(f"{place}: fsdp_config: {key}={value!r} is not supported: write {values}, or remove it")
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        raise ConfigError(
-            f"{origin}: fsdp divides the weights among several processes, and this run has one: start it with "
-            "mllm launch --nproc_per_node=GPUS train CONFIG, or remove fsdp"
-        )
     _refuse_quantized(config, origin, "fsdp")
 
 

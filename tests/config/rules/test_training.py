@@ -52,7 +52,6 @@ def test_uploads_by_trainer_are_refused(refuse, setting):
             "validation and eval_strategy and save_str",
         ),
         ("load_best_model_at_end=True, eval_strategy='no', save_strategy='steps'", "validation and eval_strategy: set"),
-        ("fsdp=True", "this run has one: start it with mllm launch"),
         ("fsdp='hybrid_shard'", "write fsdp=True"),
         ("fsdp_config=dict(version=2)", "fsdp_config needs fsdp=True"),
         ("fsdp=True, fsdp_config=dict(transformer_layer_cls_to_warp=['A'])", "'transformer_layer_cls_to_wrap'?"),
@@ -135,10 +134,8 @@ def test_quantized_weights_and_best_checkpoints_are_refused_with_zero_3(refuse, 
     assert "cannot load a checkpoint after it wrote one" in refuse(lines)
 
 
-def test_an_engine_of_several_processes_and_settings_that_other_keys_fill_are_accepted(
-    write, bases, deepspeed_installed, monkeypatch
-):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_engines_and_settings_that_other_keys_fill_are_accepted_on_one_process(write, bases, deepspeed_installed):
+    """Commands for data and evaluations read the config of a run of several processes. They refused FSDP."""
     for engine, name in (
         ("fsdp=True, fsdp_config=dict(fsdp_transformer_layer_cls_to_wrap=['Gemma3DecoderLayer'])", "fsdp2"),
         ("fsdp='full_shard auto_wrap'", "fsdp2"),
