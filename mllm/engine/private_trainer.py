@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,12 @@ class PrivateTrainer(MultimodalTrainer):
         """Run the checks on an artificial batch, and compare per-sample gradients with those of autograd."""
         batch = super().preflight()
         collate: Any = self.data_collator
-        alone = collate(self.synthetic[-1:]).pieces[0]
-        check_gradients(self.learner, self.tape, batch.pieces, alone, self.accelerator)
+        last = self.synthetic[-1]
+        kind = (last.images_per_row, last.has_features)  # others never share a piece with it
+        alike = [item for item in self.synthetic if (item.images_per_row, item.has_features) == kind]
+        # Samples of units keep their order: the last one of the last piece must be `last`, which need not be shortest.
+        pieces = collate([replace(item, unit=number) for number, item in enumerate(alike)]).pieces
+        check_gradients(self.learner, self.tape, pieces, collate([last]).pieces[0], self.accelerator)
         return batch
 
     def get_batch_samples(

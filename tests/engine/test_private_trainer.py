@@ -364,3 +364,11 @@ def test_the_validation_loss_is_the_mean_over_tokens_as_without_privacy(make_tra
     batch = pad([trainer.train_dataset[record] for record in range(UNITS)])
     learner.reduction = "items"
     assert loss == pytest.approx(learner(batch.student, batch.targets)["loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_check_of_gradients_compares_a_sample_with_itself_whatever_the_order_of_lengths(make_trainer, packed):
+    """The collator puts the longest first. An image makes the last sample of a model longer than the one before."""
+    trainer = make_trainer(packed=packed)
+    trainer.synthetic.reverse()
+    trainer.preflight()
