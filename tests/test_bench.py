@@ -233,4 +233,4 @@ def test_the_benchmark_of_the_check_of_rows_writes_tables_whose_rows_can_all_be_
     assert 12 <= figures["rows"] <= 13
     assert figures["cpu"] > 0
     assert figures["kept by the dataset"] > 0
-    assert row_check.line(kind, [figures], [figures]).count("|") == 11
+    assert row_check.line(kind, [figures], [figures]).count("|") == 10
