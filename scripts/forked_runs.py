@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -137,6 +138,15 @@ def _main(
         sys.stderr.flush()
         os._exit(code)
     # A thread of the process group that is still running after the training may crash the process when it exits.
-    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
+    threads = _names_of_threads()
     assert code != 0 or not [name for name in threads if "gloo" in name], threads
     sys.exit(code)
+
+
+def _names_of_threads() -> list[str]:
+    """Return the names of the threads of this process; none but on Linux."""
+    names = []
+    for file in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # the thread ended after its folder was listed
+            names.append(file.read_text().strip())
+    return names
