@@ -53,8 +53,8 @@ def memorized(request):
     bundle = bundle_of(request.getfixturevalue(request.param), heads=heads_with_context(CONTEXTS[request.param]))
     samples = [PhantomBoxDataset(8, image_size=112, lesions=(2, 2)).sample(number) for number in (0, 1)]
     learner = Learner(bundle.model, {name: make() for name, make in OBJECTIVES.items()})
-    # The rate decays, so that this start ends within 0.4 pixels on every processor that was tried. A constant rate ended
-    # within 8, and another start within 12.7.
+    # The rate decays, so that this start ended within 0.4 pixels on all processors that were tried. A constant rate
+    # ended within 8, and another start within 12.7.
     updates = 150
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=4e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, updates)
