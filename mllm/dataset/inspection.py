@@ -31,10 +31,10 @@ _Place: TypeAlias = tuple[int, int, int]
 
 
 class InspectedRow(NamedTuple):
-    """Result of the inspection of a row, without what is only read for `content` and `identity`."""
+    """Result of the inspection of a row."""
 
     sample: Sample
-    """The sample, whose images have a size only, if it has marks, and are left out otherwise."""
+    """The sample. That of a worker has no files: its images have a size only, or are left out if it has no marks."""
     content: bytes
     """Content of the row; see `content_of`."""
     identity: int | None
@@ -62,8 +62,9 @@ class SplitRows:
                 self._sources.append(source)
 
     def __getitem__(self, places: Sequence[_Place]) -> list[InspectedRow | str]:
-        """Return the results of some rows; the data loader calls it in a worker."""
-        return [self._inspect(self._sources[source], index, number) for source, index, number in places]
+        """Return the results of some rows without their files; the data loader calls it in a worker."""
+        results = [self._inspect(self._sources[source], index, number) for source, index, number in places]
+        return [row if isinstance(row, str) else row._replace(sample=_without_files(row.sample)) for row in results]
 
     def inspected(self, workers: int = 0) -> Iterator[tuple[SampleDataset, int, InspectedRow | str]]:
         """Yield the source of each row, its index in it, and its result, or the sentence of its error.
@@ -93,7 +94,7 @@ class SplitRows:
             try:
                 sample = source.inspect(index)
                 reads_files = number % -(-self.count // COMPARED) == 0
-                return InspectedRow(_without_files(sample), content_of(sample, reads_files), identity_of(sample))
+                return InspectedRow(sample, content_of(sample, reads_files), identity_of(sample))
             except UserError as error:
                 return sentence_of(error)  # here, because an error loses its traceback when it leaves a worker
 
